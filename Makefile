@@ -1,0 +1,46 @@
+# make demo   the whole job on generated clips, offline, on a CPU; prints the report's path last
+# make test   the dev environment and the tests
+# make lint   ruff and mypy
+# make bench  one script per claim, results to docs/results
+PYTHON ?= python3
+VENV ?= .venv
+BIN = $(VENV)/bin
+PIP = $(BIN)/python -m pip --disable-pip-version-check install --quiet -c constraints.txt
+DEMO_OUT ?= outputs/demo
+PYTEST_ARGS ?=
+
+.PHONY: demo test test-all lint bench clean
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+# torch goes first and alone, so that no other package's range can choose its build
+$(VENV)/.installed: pyproject.toml constraints.txt | $(BIN)/python
+	$(PIP) "torch==$$(sed -n 's/^torch==//p' constraints.txt)"
+	$(PIP) -e .
+	touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.installed
+	$(PIP) -e ".[dev]"
+	touch $@
+
+demo: $(VENV)/.installed
+	$(BIN)/polyspace demo --out $(DEMO_OUT)
+
+test: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest -q -n 2 $(PYTEST_ARGS)
+
+test-all: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest -q -n 2 -m "not gpu" $(PYTEST_ARGS)
+
+lint: $(VENV)/.installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(VENV)/.installed-dev
+	$(BIN)/python bench/featurize.py --out docs/results/featurize.json
+	$(BIN)/python bench/convert.py --out docs/results/convert.json
+
+clean:
+	rm -rf $(VENV) outputs build dist *.egg-info

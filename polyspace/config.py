@@ -1,0 +1,189 @@
+"""Configuration: defaults < YAML (`--config`) < public flags < `--set section.key=value`, checked before any work.
+
+A command's config is a pydantic class next to the command; its fields are its flags, spelled alike. Nothing is
+converted silently: 1.5 for a whole number, an unknown key or a word for a number is an error that names it.
+"""
+
+import argparse
+import sys
+import typing
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NoReturn, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from polyspace.utils.errors import UserError, did_you_mean
+from polyspace.utils.log import quiet_libraries
+
+
+class Config(BaseModel):
+    """Base of all config classes: unknown keys are refused, values are checked, instances don't change."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+C = TypeVar("C", bound=Config)
+
+
+def validate(cls: type[C], values: dict[str, Any], where: str = "configuration") -> C:
+    """Build `cls`, turning pydantic's report into one sentence about the first fault."""
+    try:
+        return cls.model_validate(values)
+    except ValidationError as error:
+        fault = error.errors()[0]
+        key = ".".join(str(part) for part in fault["loc"])
+        if fault["type"] == "extra_forbidden":
+            known = _fields_at(cls, fault["loc"][:-1])
+            raise UserError(f"{where}: unknown key '{key}'{did_you_mean(str(fault['loc'][-1]), known)}") from error
+        if fault["type"] == "missing":
+            raise UserError(f"{where}: --{key} is required") from error
+        message = fault["msg"].removeprefix("Value error, ")
+        message = message[0].lower() + message[1:]
+        raise UserError(f"{where}: --{key} {fault.get('input')!r}: {message}") from error
+
+
+def _fields_at(cls: type[BaseModel], path: Sequence[int | str]) -> list[str]:
+    for part in path:
+        field = cls.model_fields.get(str(part))
+        if field is None or not (isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)):
+            return []
+        cls = field.annotation
+    return list(cls.model_fields)
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        loaded = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise UserError(f"--config {path} does not exist") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"--config {path} is not valid YAML ({str(error).splitlines()[0]})") from error
+    if loaded is not None and not isinstance(loaded, dict):
+        raise UserError(f"--config {path} must hold keys and values, not a {type(loaded).__name__}")
+    return loaded or {}
+
+
+def apply_set(values: dict[str, Any], assignments: Sequence[str]) -> None:
+    """`section.key=value` into nested dicts; the value is read as YAML, so 1e-4, true and [a, b] mean what they say."""
+    for text in assignments:
+        key, sign, raw = text.partition("=")
+        if not sign or not key:
+            raise UserError(f"--set {text}: expected section.key=value")
+        target = values
+        *sections, last = key.split(".")
+        for section in sections:
+            target = target.setdefault(section, {})
+            if not isinstance(target, dict):
+                raise UserError(f"--set {text}: '{section}' is not a section")
+        target[last] = yaml.safe_load(raw) if raw else None
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse whose faults are our one-sentence errors."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(message)
+
+
+def _flag(name: str, annotation: Any) -> tuple[str, dict[str, Any]]:
+    """The argparse options of a field. Types stay strings: pydantic converts, with better words."""
+    options: dict[str, Any] = {"dest": name, "default": argparse.SUPPRESS}
+    origin = typing.get_origin(annotation)
+    if annotation is bool:
+        options |= {"action": argparse.BooleanOptionalAction}
+    elif origin in (list, tuple):
+        options |= {"nargs": "+", "metavar": name.upper()}
+    else:
+        options |= {"metavar": name.upper()}
+    return f"--{name}", options
+
+
+def build_parser(cls: type[Config], prog: str, about: str, example: str) -> argparse.ArgumentParser:
+    """A parser whose flags are the fields of `cls`; help shows each default and one example line."""
+    parser = _Parser(
+        prog=prog,
+        description=about,
+        epilog=f"example:\n  {example}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    for name, field in cls.model_fields.items():
+        flag, options = _flag(field.alias or name, field.annotation)
+        default = "required" if field.is_required() else f"default: {_shown(field.get_default())}"
+        text = f"{field.description or ''} ({default})".strip()
+        parser.add_argument(flag, help=text.replace("%", "%%"), **options)
+    parser.add_argument("--config", metavar="FILE", help="YAML file with any of these flags as keys")
+    parser.add_argument("--set", metavar="KEY=VALUE", action="append", default=[], help="last word on one key; repeat")
+    return parser
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, (list, tuple)):
+        return " ".join(map(str, value)) or "none"
+    return "none" if value is None else str(value)
+
+
+def parse(cls: type[C], argv: Sequence[str], *, prog: str, about: str, example: str) -> C:
+    """Command line -> validated config. Raises UserError; `--help` prints and exits 0."""
+    parser = build_parser(cls, prog, about, example)
+    spaces, unknown = parser.parse_known_args(argv)
+    if unknown:
+        word = unknown[0].split("=")[0]
+        flags = [option for action in parser._actions for option in action.option_strings]
+        hint = did_you_mean(word, flags) if word.startswith("-") else ""
+        raise UserError(f"unknown argument {unknown[0]!r}{hint}" if len(hint) < 60 else f"unknown argument {unknown[0]!r}")
+    flags_given = vars(spaces)
+    config_file, assignments = flags_given.pop("config"), flags_given.pop("set")
+    values = read_yaml(config_file) if config_file else {}
+    if config_file:
+        validate_keys(cls, values, f"--config {config_file}")
+    values |= flags_given
+    apply_set(values, assignments)
+    return validate(cls, values, prog)
+
+
+def validate_keys(cls: type[Config], values: dict[str, Any], where: str) -> None:
+    """Unknown top-level keys of a YAML file are reported with the file's name."""
+    known = {field.alias or name for name, field in cls.model_fields.items()}
+    for key in values:
+        if key not in known:
+            raise UserError(f"{where}: unknown key '{key}'{did_you_mean(str(key), known)}")
+
+
+def run_command(main: Callable[[Sequence[str]], int | None], argv: Sequence[str] | None = None) -> int:
+    """Run a command's body and turn every failure into one sentence and an exit code.
+
+    0 done; 1 finished, but with a result that is an error (too many failed clips); 2 bad input; 130 interrupted.
+    POLYSPACE_DEBUG=1 lets tracebacks through.
+    """
+    import os
+
+    quiet_libraries()
+    args = list(sys.argv[1:] if argv is None else argv)
+    try:
+        return main(args) or 0
+    except UserError as error:
+        if os.environ.get("POLYSPACE_DEBUG"):
+            raise
+        sys.stderr.write(f"error: {error}\n")
+        return 2
+    except KeyboardInterrupt:
+        sys.stderr.write("interrupted; what was finished is kept, run the same line again to go on\n")
+        return 130
+    except BrokenPipeError:
+        return 0
+    except Exception as error:
+        if os.environ.get("POLYSPACE_DEBUG"):
+            raise
+        sys.stderr.write(f"error: {describe(error)}\n")
+        return 2
+
+
+def describe(error: BaseException) -> str:
+    """One line for an error that nobody foresaw, naming the file where the system names one."""
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    first = next((line for line in str(error).splitlines() if line.strip()), "")
+    return f"{type(error).__name__}: {first} (POLYSPACE_DEBUG=1 shows where)"

@@ -1,0 +1,48 @@
+"""Frames to a video file, the same bytes for the same frames: one thread, no dates, constant quality."""
+
+import io
+from collections.abc import Iterable
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from polyspace.utils.checkpoint_io import write_bytes
+from polyspace.utils.errors import UserError
+
+# Constant quantisers: x264's look-ahead (crf, mbtree) gives other bytes from call to call on the same frames.
+_CODECS = {
+    ".avi": ("avi", "mpeg4", {"flags": "+qscale+bitexact", "global_quality": str(2 * 118)}),
+    ".mp4": ("mp4", "libx264", {"preset": "veryfast", "qp": "18", "x264-params": "threads=1:rc-lookahead=0:no-mbtree=1"}),
+    ".webm": ("webm", "libvpx-vp9", {"deadline": "realtime", "cpu-used": "8", "crf": "20", "b": "0"}),
+}
+
+
+def encode_video(frames: Iterable[NDArray[np.uint8]], ending: str, fps: float = 12.0) -> bytes:
+    """uint8 frames (H,W,3) -> the bytes of an .avi (MPEG-4), .mp4 (H.264) or .webm (VP9) file."""
+    import av
+
+    if ending not in _CODECS:
+        raise UserError(f"cannot write {ending} files; known: {', '.join(_CODECS)}")
+    container, codec, options = _CODECS[ending]
+    buffer = io.BytesIO()
+    with av.open(buffer, "w", format=container, options={"fflags": "+bitexact"}) as file:
+        stream = None
+        for image in frames:
+            if stream is None:
+                stream = file.add_stream(codec, rate=Fraction(fps).limit_denominator(1001))
+                stream.height, stream.width = image.shape[:2]
+                stream.pix_fmt = "yuv420p"
+                stream.options = options
+                stream.thread_count = 1
+            file.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24")))
+        if stream is None:
+            raise UserError("cannot write a video without frames")
+        file.mux(stream.encode())
+    return buffer.getvalue()
+
+
+def write_video(path: Path, frames: Iterable[NDArray[np.uint8]], fps: float = 12.0) -> None:
+    """Write atomically; the ending chooses container and codec."""
+    write_bytes(path, encode_video(frames, Path(path).suffix.lower(), fps))

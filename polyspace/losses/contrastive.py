@@ -1,0 +1,28 @@
+"""Contrastive losses, gathered across ranks with gradient."""
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+from polyspace.utils.distrib import all_gather_cat
+
+
+def nt_xent_loss(
+    a: Float[Tensor, "n d"], b: Float[Tensor, "n d"], temperature: float = 0.1
+) -> Float[Tensor, ""]:
+    """Normalised temperature-scaled cross entropy of SimCLR (Chen et al. 2020, eq. 1), symmetric over both views.
+
+    Row i of `a` and of `b` are views of one item; every other row of both, on all ranks, is a negative: 2n − 1
+    candidates. Identical rows give ln(2n − 1) at any temperature. fp32 inside, or wider if the input is.
+    """
+    if a.shape != b.shape:
+        raise ValueError(f"the two views need one shape, got {tuple(a.shape)} and {tuple(b.shape)}")
+    wide = torch.promote_types(a.dtype, torch.float32)
+    a, b = (all_gather_cat(F.normalize(x.to(wide), dim=-1)) for x in (a, b))
+    n = a.shape[0]
+    z = torch.cat([a, b])
+    logits = z @ z.T / temperature
+    logits = logits.masked_fill(torch.eye(2 * n, dtype=torch.bool, device=z.device), float("-inf"))
+    target = torch.arange(2 * n, device=z.device).roll(n)
+    return F.cross_entropy(logits, target)

@@ -1,0 +1,1 @@
+"""Encoders, converters and heads. Models never see losses, data or configuration."""

@@ -1,0 +1,72 @@
+"""The form that every backbone takes, and the card that describes one before its weights are loaded."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from polyspace.models.features import Features
+from polyspace.utils.flops import forward_flops
+from polyspace.utils.plan import Plan
+
+
+class Backbone(nn.Module):
+    """video (B,T,H,W,3), normalised by its own plan -> Features; frozen, in eval mode."""
+
+    def forward(self, video: Float[Tensor, "B T H W 3"]) -> Features:
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class BackboneCard:
+    """What is known of a backbone without its weights.
+
+    `backend` is "transformers" or "identity" (a stand-in: it is announced wherever its features go); `digest`
+    identifies the weights' bytes; `pooling` says what the clip feature is; `trained` what the weights learned from.
+    """
+
+    name: str
+    backend: str
+    checkpoint: str
+    revision: str
+    digest: str
+    dim: int
+    grid: tuple[int, int, int]
+    pooling: str
+    plan: Plan
+    load: Callable[[], Backbone] = field(compare=False, repr=False)
+    skeleton: Callable[[], nn.Module] = field(compare=False, repr=False)
+    trained: str = ""
+    why: str = ""
+
+    @property
+    def input_shape(self) -> tuple[int, int, int, int]:
+        """(T,H,W,3) of one clip."""
+        return (self.plan.frames, *self.plan.crop, 3)
+
+    def identity(self) -> dict[str, Any]:
+        """What a feature depends on, for fingerprints and manifests."""
+        return {
+            "backend": self.backend,
+            "checkpoint": self.checkpoint,
+            "revision": self.revision,
+            "digest": self.digest,
+            "dim": self.dim,
+            "grid": list(self.grid),
+            "pooling": self.pooling,
+            "plan": {k: v for k, v in self.plan.as_dict().items() if k != "source"},
+        }
+
+    def flops(self, batch: int = 1) -> int:
+        """Floating point operations of one forward, 2 a multiply-add, attention included; no weights are needed."""
+        with torch.device("meta"):
+            model = self.skeleton().eval()
+            video = torch.empty(batch, *self.input_shape)
+        return forward_flops(model, video)
+
+    def params(self) -> int:
+        with torch.device("meta"):
+            return sum(p.numel() for p in self.skeleton().parameters())

@@ -1,0 +1,225 @@
+"""V-JEPA 2, VideoMAE, TimeSformer and ViViT through transformers, each fed as its checkpoint says.
+
+Tokens come after the model's final norm, in (time, row, column) order, without the class token.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from polyspace.models.backbones.base import Backbone, BackboneCard
+from polyspace.models.backbones.checkpoints import Checkpoint, WeightsUnavailable, find_checkpoint
+from polyspace.models.backbones.plans import default_plan, read_plan
+from polyspace.models.features import Features
+from polyspace.utils.errors import UserError
+
+
+@dataclass(frozen=True)
+class Family:
+    """What sets one architecture apart. `cls` is the number of class tokens, `order` the layout of the others."""
+
+    model_class: str
+    model_type: str
+    default_id: str
+    input_name: str
+    cls: int
+    order: str
+    attention: str
+    pooling: str
+    trained: str
+
+
+FAMILIES = {
+    "vjepa2": Family(
+        "VJEPA2Model",
+        "vjepa2",
+        "facebook/vjepa2-vitl-fpc64-256",
+        "pixel_values_videos",
+        0,
+        "THW",
+        "sdpa",
+        "mean",
+        "self-supervised",
+    ),
+    "videomae": Family(
+        "VideoMAEModel", "videomae", "MCG-NJU/videomae-base", "pixel_values", 0, "THW", "sdpa", "mean", "self-supervised"
+    ),
+    "timesformer": Family(
+        "TimesformerModel",
+        "timesformer",
+        "facebook/timesformer-base-finetuned-k400",
+        "pixel_values",
+        1,
+        "HWT",
+        "eager",  # the class has no sdpa
+        "cls",
+        "supervised (every public TimeSformer is, on K400, K600 or SSv2)",
+    ),
+    "vivit": Family(
+        "VivitModel",
+        "vivit",
+        "google/vivit-b-16x2-kinetics400",
+        "pixel_values",
+        1,
+        "THW",
+        "sdpa",
+        "cls",
+        "supervised on K400",
+    ),
+}
+
+
+def describe(name: str, checkpoint: str | None, revision: str | None, frames: int) -> BackboneCard:
+    """The card of a checkpoint (or of the family's default id). Raises WeightsUnavailable or UserError."""
+    try:
+        import transformers
+    except ImportError as error:
+        raise WeightsUnavailable("transformers is not installed (pip install transformers)") from error
+    family = FAMILIES[name]
+    found = find_checkpoint(checkpoint or family.default_id, revision)
+    raw = found.json("config.json") or {}
+    if raw.get("model_type") != family.model_type:
+        raise UserError(f"--checkpoint {name}={found.name}: its model_type is {raw.get('model_type')!r}, not {name}")
+    config = transformers.AutoConfig.from_pretrained(found.folder)
+    plan = read_plan(name, config, frames, found)
+    head = bool(raw.get("architectures")) and raw["architectures"][0].endswith("ForVideoClassification")
+    pooling = "mean, then fc_norm" if name == "videomae" and head and config.use_mean_pooling else family.pooling
+    return BackboneCard(
+        name=name,
+        backend="transformers",
+        checkpoint=found.name,
+        revision=found.revision,
+        digest=found.digest,
+        dim=config.hidden_size,
+        grid=token_grid(name, config, plan.frames, plan.crop),
+        pooling=pooling,
+        plan=plan,
+        load=lambda: _load(name, found, plan.crop, plan.frames, "fc_norm" in pooling),
+        skeleton=lambda: _skeleton(name, config, plan.crop, plan.frames, "fc_norm" in pooling),
+        trained=family.trained,
+    )
+
+
+def default_card(name: str, frames: int) -> BackboneCard:
+    """The card of the architecture at its default size, without any weights: for arithmetic about real sizes."""
+    import transformers
+
+    family = FAMILIES[name]
+    config = getattr(transformers, family.model_class.replace("Model", "Config"))()
+    plan = default_plan(name, config, frames)
+
+    def no_weights() -> Backbone:
+        raise WeightsUnavailable(f"{name}: this card describes the architecture only")
+
+    return BackboneCard(
+        name=name,
+        backend="transformers",
+        checkpoint="architecture defaults",
+        revision="",
+        digest="",
+        dim=config.hidden_size,
+        grid=token_grid(name, config, plan.frames, plan.crop),
+        pooling=family.pooling,
+        plan=plan,
+        load=no_weights,
+        skeleton=lambda: _skeleton(name, config, plan.crop, plan.frames, False),
+        trained=family.trained,
+    )
+
+
+def token_grid(name: str, config: Any, frames: int, crop: tuple[int, int]) -> tuple[int, int, int]:
+    """(t,h,w) of the tokens."""
+    if name == "vivit":
+        step, rows, columns = config.tubelet_size
+        return frames // step, crop[0] // rows, crop[1] // columns
+    step = 1 if name == "timesformer" else config.tubelet_size
+    return frames // step, crop[0] // config.patch_size, crop[1] // config.patch_size
+
+
+class HFBackbone(Backbone):
+    """A transformers encoder behind our input and output forms."""
+
+    def __init__(
+        self, name: str, model: nn.Module, norm: nn.Module | None, frames: int, crop: tuple[int, int]
+    ) -> None:
+        super().__init__()
+        self.name, self.family = name, FAMILIES[name]
+        self.model, self.head_norm = model, norm
+        self.frames, self.crop = frames, crop
+        self.grid = token_grid(name, model.config, frames, crop)
+
+    def forward(self, video: Float[Tensor, "B T H W 3"]) -> Features:
+        if video.shape[1] != self.frames or tuple(video.shape[2:4]) != self.crop:
+            got, want = tuple(video.shape[1:4]), (self.frames, *self.crop)
+            raise ValueError(f"{self.name} takes clips of (frames, height, width) {want}, got {got}")
+        pixels = video.permute(0, 1, 4, 2, 3)  # (B,T,H,W,C) -> (B,T,C,H,W)
+        extra = {"skip_predictor": True} if self.name == "vjepa2" else {}
+        hidden = self.model(**{self.family.input_name: pixels}, **extra).last_hidden_state
+        cls, tokens = hidden[:, : self.family.cls], hidden[:, self.family.cls :]
+        t, h, w = self.grid
+        if tokens.shape[1] != t * h * w:
+            raise ValueError(f"{self.name} gave {tokens.shape[1]} tokens where its grid is {t}x{h}x{w}")
+        if self.family.order == "HWT":
+            tokens = tokens.unflatten(1, (h * w, t)).transpose(1, 2).flatten(1, 2)  # (B,HW·T,D) -> (B,T·HW,D)
+        clip = cls[:, 0] if self.family.cls else tokens.mean(1)
+        return Features(tokens, self.grid, self.head_norm(clip) if self.head_norm is not None else clip)
+
+
+def _without_predictor(model: nn.Module) -> nn.Module:
+    """V-JEPA 2's class carries the predictor; only the encoder serves features."""
+    if hasattr(model, "predictor"):
+        model.predictor = nn.Identity()
+    return model
+
+
+def _head_norm(config: Any) -> nn.LayerNorm:
+    return nn.LayerNorm(config.hidden_size)
+
+
+def _skeleton(name: str, config: Any, crop: tuple[int, int], frames: int, fc_norm: bool) -> HFBackbone:
+    import transformers
+
+    family = FAMILIES[name]
+    model = getattr(transformers, family.model_class)._from_config(config, attn_implementation=family.attention)
+    return HFBackbone(name, _without_predictor(model), _head_norm(config) if fc_norm else None, frames, crop)
+
+
+def _load(name: str, found: Checkpoint, crop: tuple[int, int], frames: int, fc_norm: bool) -> Backbone:
+    import transformers
+
+    family = FAMILIES[name]
+    loader: Callable[..., Any] = getattr(transformers, family.model_class).from_pretrained
+    try:
+        model, report = loader(
+            found.folder,
+            attn_implementation=family.attention,
+            dtype=torch.float32,
+            output_loading_info=True,
+            local_files_only=True,
+            use_safetensors=True,
+        )
+    except (OSError, RuntimeError, ValueError) as error:
+        raise UserError(f"--checkpoint {name}={found.name} can't be loaded ({str(error).splitlines()[0]})") from error
+    lacking = sorted(k for k in report["missing_keys"] if not k.startswith("predictor") and "pooler" not in k)
+    if lacking or report.get("mismatched_keys"):
+        raise UserError(f"--checkpoint {name}={found.name} lacks weights of its own architecture, e.g. {lacking[:1]}")
+    norm = _load_head_norm(found, model.config) if fc_norm else None
+    backbone = HFBackbone(name, _without_predictor(model), norm, frames, crop)
+    return backbone.eval().requires_grad_(False)
+
+
+def _load_head_norm(found: Checkpoint, config: Any) -> nn.LayerNorm:
+    """Fine-tuned VideoMAE keeps its final norm in the classification head."""
+    from safetensors import safe_open
+
+    norm, state = _head_norm(config), {}
+    for file in sorted(found.folder.glob("*.safetensors")):
+        with safe_open(file, "pt") as tensors:
+            state |= {k[8:]: tensors.get_tensor(k) for k in tensors.keys() if k.startswith("fc_norm.")}  # noqa: SIM118
+    norm.load_state_dict(state)
+    return norm
+

@@ -1,0 +1,40 @@
+"""What every encoder of the house returns."""
+
+from dataclasses import dataclass
+
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from polyspace.utils.misc import masked_mean
+
+
+@dataclass(frozen=True)
+class Features:
+    """Tokens of a batch of clips, in (time, row, column) order where they lie on a grid.
+
+    tokens (B,N,D); `grid` (t,h,w) with t·h·w = N, or None for free-form chunks. `clip` is what the model's own head
+    would read (its class token, or its normalised mean); None means the plain mean. For chunk encoders: valid (B,M)
+    True where real, centroids (B,M,3), sizes (B,M), assignment (B,N,M). Padded slots are 0.
+    """
+
+    tokens: Float[Tensor, "B M D"]
+    grid: tuple[int, int, int] | None = None
+    clip: Float[Tensor, "B D"] | None = None
+    valid: Bool[Tensor, "B M"] | None = None
+    centroids: Float[Tensor, "B M 3"] | None = None
+    sizes: Float[Tensor, "B M"] | None = None
+    assignment: Float[Tensor, "B N M"] | None = None
+
+    @property
+    def pooled(self) -> Float[Tensor, "B D"]:
+        """One vector a clip."""
+        if self.clip is not None:
+            return self.clip
+        return self.tokens.mean(1) if self.valid is None else masked_mean(self.tokens, self.valid)
+
+    @property
+    def num_chunks(self) -> Tensor:
+        """Real tokens per clip (B,)."""
+        if self.valid is None:
+            return self.tokens.new_full((len(self.tokens),), self.tokens.shape[1]).long()
+        return self.valid.sum(1)

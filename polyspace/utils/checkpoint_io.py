@@ -1,0 +1,144 @@
+"""Files that are whole or absent: temp file, fsync, rename; safe loads; checksums.
+
+Nothing here executes what it reads: tensors come from safetensors or from `torch.load(weights_only=True)`.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+from torch import Tensor
+
+from polyspace.utils.errors import UserError
+
+
+@contextlib.contextmanager
+def atomic_file(path: Path) -> Iterator[BinaryIO]:
+    """Write to a temporary neighbour of `path`; on a clean exit it is synced and takes its place in one step."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temp = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        umask = os.umask(0)
+        os.umask(umask)
+        os.chmod(temp, 0o666 & ~umask)
+        os.replace(temp, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(temp)
+        raise
+    _sync_folder(path.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    if os.name == "nt":
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    with atomic_file(path) as file:
+        file.write(data)
+
+
+def write_text(path: Path, text: str) -> None:
+    write_bytes(path, text.encode())
+
+
+def write_json(path: Path, value: Any) -> None:
+    """JSON with a stable layout: two runs that hold the same values write the same bytes."""
+    write_text(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
+
+
+def read_json(path: Path, what: str = "file") -> Any:
+    """Parsed JSON, or a UserError that names the file and the place of the fault."""
+    try:
+        return json.loads(Path(path).read_text())
+    except FileNotFoundError as error:
+        raise UserError(f"{what} {path} does not exist") from error
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{what} {path} is not valid JSON ({error})") from error
+
+
+def save_torch(path: Path, state: Mapping[str, Any]) -> None:
+    """`torch.save` of plain containers and tensors, atomically."""
+    with atomic_file(path) as file:
+        torch.save(dict(state), file)
+
+
+def load_torch(path: Path, what: str = "checkpoint") -> dict[str, Any]:
+    """Load on the CPU without executing anything in the file; UserError on absence or damage."""
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"{what} {path} does not exist")
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise UserError(
+            f"{what} {path} is damaged or not a file of ours ({type(error).__name__}); it was not loaded"
+        ) from error
+    if not isinstance(state, dict):
+        raise UserError(f"{what} {path} holds {type(state).__name__}, not a dict")
+    return state
+
+
+def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """safetensors, atomically. Byte-equal for equal content."""
+    from safetensors.torch import save
+
+    write_bytes(path, save({name: value.detach().cpu().contiguous() for name, value in tensors.items()}))
+
+
+def load_tensors(path: Path, what: str = "tensor file") -> dict[str, Tensor]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    if not Path(path).is_file():
+        raise UserError(f"{what} {path} does not exist")
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError, ValueError, KeyError) as error:
+        raise UserError(f"{what} {path} is damaged ({error})") from error
+
+
+def sha256_file(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _sha256(file)
+
+
+def _sha256(file: BinaryIO) -> str:
+    digest = hashlib.sha256()
+    while block := file.read(1 << 20):
+        digest.update(block)
+    return digest.hexdigest()
+
+
+def sha256_json(value: Any) -> str:
+    """Digest of a value's canonical JSON: equal values, equal digest."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def try_writing(folder: Path, what: Callable[[str], str] = "cannot write to {}".format) -> None:
+    """Make `folder` and put a byte there, so that a read-only or full disk is found before any work."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder) as probe:
+            probe.write(b"0" * 4096)
+            probe.flush()
+            os.fsync(probe.fileno())
+    except OSError as error:
+        raise UserError(f"{what(str(folder))}: {error.strerror or error}") from error

@@ -1,0 +1,104 @@
+"""Ranks and sums across them. Every helper does nothing on one process and keeps its input's dtype.
+
+Collectives with a gradient are written as autograd functions here: the deprecated
+`torch.distributed.nn.functional.all_gather` returns wrong gradients on gloo for non-contiguous input.
+"""
+
+import datetime
+import os
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+def is_distributed() -> bool:
+    """True once a process group of more than nothing is up."""
+    return dist.is_available() and dist.is_initialized()
+
+
+def rank() -> int:
+    """This process's rank; the launcher's RANK before a group is up, 0 without a launcher."""
+    return dist.get_rank() if is_distributed() else int(os.environ.get("RANK", "0"))
+
+
+def world_size() -> int:
+    return dist.get_world_size() if is_distributed() else int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def is_main() -> bool:
+    return rank() == 0
+
+
+def initialize(timeout_s: float = 1800.0) -> None:
+    """Join the group that torchrun announces (nccl where there is a GPU, else gloo); nothing without a launcher."""
+    if is_distributed() or int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+    backend = "nccl" if torch.cuda.is_available() else "gloo"
+    dist.init_process_group(backend, timeout=datetime.timedelta(seconds=timeout_s))
+
+
+def shutdown() -> None:
+    if is_distributed():
+        dist.destroy_process_group()
+
+
+def barrier() -> None:
+    if is_distributed():
+        dist.barrier()
+
+
+class _SumAcrossRanks(torch.autograd.Function):
+    """y = Σ_r x_r on every rank; since every rank's loss reads y, dL/dx_r = Σ_r dL_r/dy."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        y = x.clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(y)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        grad = grad.clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(grad)
+        return grad
+
+
+def all_reduce_sum(x: Tensor) -> Tensor:
+    """Σ over ranks, same shape and dtype as `x`, differentiable."""
+    return _SumAcrossRanks.apply(x) if is_distributed() else x
+
+
+class _ConcatAcrossRanks(torch.autograd.Function):
+    """Rows of all ranks in rank order (equal row counts); the gradient is summed over ranks, then cut."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        parts = [torch.empty_like(x, memory_format=torch.contiguous_format) for _ in range(world_size())]
+        dist.all_gather(parts, x.contiguous())
+        ctx.rows = x.shape[0]
+        return torch.cat(parts)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        grad = grad.clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(grad)
+        start = rank() * ctx.rows
+        return grad[start : start + ctx.rows]
+
+
+def all_gather_cat(x: Tensor) -> Tensor:
+    """(n, …) on each rank -> (world·n, …) in rank order, same dtype, differentiable. Ranks must agree on n."""
+    return _ConcatAcrossRanks.apply(x) if is_distributed() else x
+
+
+def gather_objects(item: Any) -> list[Any]:
+    """One small picklable object from each rank, in rank order, on every rank."""
+    if not is_distributed():
+        return [item]
+    out: list[Any] = [None] * world_size()
+    dist.all_gather_object(out, item)
+    return out

@@ -1,0 +1,69 @@
+"""Small things that both halves need: device, seeds, padding, masked means, straight-through."""
+
+import os
+import random
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from polyspace.utils.errors import UserError
+
+_HANDED_ON = {"nt_xent_loss": "polyspace.losses.contrastive"}
+
+
+def __getattr__(name: str) -> object:
+    """Names that others look for here; imported when asked for, the one upward import allowed."""
+    if name in _HANDED_ON:
+        import importlib
+
+        return getattr(importlib.import_module(_HANDED_ON[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def get_device(name: str = "auto") -> torch.device:
+    """`auto` takes this rank's GPU where there is one; a named device that isn't there is a UserError."""
+    if name == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+        return torch.device("cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise UserError(f"--device {name} is not a device; use auto, cpu, cuda or cuda:N") from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise UserError(f"--device {name}: this machine has no usable CUDA device")
+    return device
+
+
+def set_seed(seed: int) -> torch.Generator:
+    """Seed Python, NumPy and torch, and return a CPU generator of its own seeded alike."""
+    import numpy as np
+
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+    return torch.Generator().manual_seed(seed)
+
+
+def pad_stack(items: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """Tensors (n_i, …) -> padded (B, max n, …) with zeros and `valid` (B, max n), True where real."""
+    longest = max(item.shape[0] for item in items)
+    out = items[0].new_zeros(len(items), longest, *items[0].shape[1:])
+    valid = torch.zeros(len(items), longest, dtype=torch.bool, device=out.device)
+    for row, item in enumerate(items):
+        out[row, : item.shape[0]] = item
+        valid[row, : item.shape[0]] = True
+    return out, valid
+
+
+def masked_mean(x: Float[Tensor, "B N D"], valid: Bool[Tensor, "B N"]) -> Float[Tensor, "B D"]:
+    """Mean over valid tokens; a row without any gives 0, never NaN."""
+    weight = valid.to(x.dtype)[..., None]
+    return torch.where(valid[..., None], x, 0).sum(1) / weight.sum(1).clamp_min(1)
+
+
+def straight_through(hard: Tensor, soft: Tensor) -> Tensor:
+    """The value of `hard` with the gradient of `soft`."""
+    return hard.detach() + soft - soft.detach()

@@ -133,7 +133,9 @@ def parse(cls: type[C], argv: Sequence[str], *, prog: str, about: str, example: 
         word = unknown[0].split("=")[0]
         flags = [option for action in parser._actions for option in action.option_strings]
         hint = did_you_mean(word, flags) if word.startswith("-") else ""
-        raise UserError(f"unknown argument {unknown[0]!r}{hint}" if len(hint) < 60 else f"unknown argument {unknown[0]!r}")
+        raise UserError(
+            f"unknown argument {unknown[0]!r}{hint}" if len(hint) < 60 else f"unknown argument {unknown[0]!r}"
+        )
     flags_given = vars(spaces)
     config_file, assignments = flags_given.pop("config"), flags_given.pop("set")
     values = read_yaml(config_file) if config_file else {}

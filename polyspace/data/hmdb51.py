@@ -33,7 +33,9 @@ def build(root: Path, split: str, *, fold: int = 1, annotations: Path | None = N
     notes = [] if split != "validation" else ["hmdb51 has no validation list: `validation` is its official test list"]
     ids = {name: label for label, name in enumerate(classes)}
     wanted = "1" if split == "train" else "2"
-    candidates = [r for file, name in zip(files, found, strict=True) for r in _read(root, file, name, ids[name], wanted)]
+    candidates = [
+        r for file, name in zip(files, found, strict=True) for r in _read(root, file, name, ids[name], wanted)
+    ]
     return partition("hmdb51", split, classes, candidates, notes)
 
 

@@ -24,7 +24,7 @@ from polyspace.utils.checkpoint_io import atomic_file, try_writing, write_json, 
 from polyspace.utils.errors import UserError
 from polyspace.utils.log import Progress, say
 
-TEST_OF_TEN = 3  # clips in ten that are test, as in HMDB51
+TEST_OF_TEN = (3, 6, 9)  # three clips in ten are test, as in HMDB51; others in each fold
 DEFAULT_CLASSES = {"hmdb51": 51, "diving48": 48, "ssv2": 16, "droid": 1}
 
 
@@ -82,7 +82,7 @@ def _labels(config: SyntheticConfig, classes: int) -> list[int]:
 
 
 def _is_test(position_in_class: int, fold: int = 1) -> bool:
-    return (3 * position_in_class + 3 * (fold - 1) + 1) % 10 < TEST_OF_TEN
+    return (position_in_class + fold) % 10 in TEST_OF_TEN
 
 
 def _draw(args: tuple[_Task, SyntheticConfig, int, list[int]]) -> dict[str, Any]:

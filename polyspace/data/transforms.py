@@ -7,6 +7,7 @@ from torch import Tensor
 
 from polyspace.utils.plan import Plan
 
+
 def resized_shape(height: int, width: int, rule: int | tuple[int, int]) -> tuple[int, int]:
     """Short side to `rule`, the long side scaled alike and cut to whole pixels (as torchvision and HF do)."""
     if isinstance(rule, tuple):

@@ -14,7 +14,11 @@ from polyspace.utils.errors import UserError
 # Constant quantisers: x264's look-ahead (crf, mbtree) gives other bytes from call to call on the same frames.
 _CODECS = {
     ".avi": ("avi", "mpeg4", {"flags": "+qscale+bitexact", "global_quality": str(2 * 118)}),
-    ".mp4": ("mp4", "libx264", {"preset": "veryfast", "qp": "18", "x264-params": "threads=1:rc-lookahead=0:no-mbtree=1"}),
+    ".mp4": (
+        "mp4",
+        "libx264",
+        {"preset": "veryfast", "qp": "18", "x264-params": "threads=1:rc-lookahead=0:no-mbtree=1"},
+    ),
     ".webm": ("webm", "libvpx-vp9", {"deadline": "realtime", "cpu-used": "8", "crf": "20", "b": "0"}),
 }
 

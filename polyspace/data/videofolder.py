@@ -12,7 +12,21 @@ from polyspace.data.records import SPLITS, ClipRecord, VideoDataset, check_root,
 from polyspace.utils.errors import UserError
 
 # Files that accompany videos. Anything else is tried, so that what can't be read is listed rather than passed over.
-_COMPANIONS = (".txt", ".csv", ".json", ".jsonl", ".md", ".yaml", ".yml", ".xml", ".srt", ".vtt", ".py", ".npz", ".html")
+_COMPANIONS = (
+    ".txt",
+    ".csv",
+    ".json",
+    ".jsonl",
+    ".md",
+    ".yaml",
+    ".yml",
+    ".xml",
+    ".srt",
+    ".vtt",
+    ".py",
+    ".npz",
+    ".html",
+)
 
 
 def build(root: Path, split: str, *, list_file: Path | None = None) -> VideoDataset:

@@ -8,9 +8,7 @@ from torch import Tensor
 from polyspace.utils.distrib import all_gather_cat
 
 
-def nt_xent_loss(
-    a: Float[Tensor, "n d"], b: Float[Tensor, "n d"], temperature: float = 0.1
-) -> Float[Tensor, ""]:
+def nt_xent_loss(a: Float[Tensor, "n d"], b: Float[Tensor, "n d"], temperature: float = 0.1) -> Float[Tensor, ""]:
     """Normalised temperature-scaled cross entropy of SimCLR (Chen et al. 2020, eq. 1), symmetric over both views.
 
     Row i of `a` and of `b` are views of one item; every other row of both, on all ranks, is a negative: 2n − 1

@@ -29,7 +29,9 @@ def parse_checkpoints(items: Sequence[str], names: Sequence[str]) -> dict[str, t
         if not sign or not value:
             raise UserError(f"--checkpoint {item}: expected NAME=PATH_OR_ID")
         if name not in names:
-            raise UserError(f"--checkpoint {item}: {name} is neither student nor teacher here{did_you_mean(name, names)}")
+            raise UserError(
+                f"--checkpoint {item}: {name} is neither student nor teacher here{did_you_mean(name, names)}"
+            )
         path, at, revision = value.rpartition("@")
         out[name] = (path, revision) if at and path else (value, None)
     return out

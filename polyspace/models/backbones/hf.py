@@ -46,7 +46,15 @@ FAMILIES = {
         "self-supervised",
     ),
     "videomae": Family(
-        "VideoMAEModel", "videomae", "MCG-NJU/videomae-base", "pixel_values", 0, "THW", "sdpa", "mean", "self-supervised"
+        "VideoMAEModel",
+        "videomae",
+        "MCG-NJU/videomae-base",
+        "pixel_values",
+        0,
+        "THW",
+        "sdpa",
+        "mean",
+        "self-supervised",
     ),
     "timesformer": Family(
         "TimesformerModel",
@@ -143,9 +151,7 @@ def token_grid(name: str, config: Any, frames: int, crop: tuple[int, int]) -> tu
 class HFBackbone(Backbone):
     """A transformers encoder behind our input and output forms."""
 
-    def __init__(
-        self, name: str, model: nn.Module, norm: nn.Module | None, frames: int, crop: tuple[int, int]
-    ) -> None:
+    def __init__(self, name: str, model: nn.Module, norm: nn.Module | None, frames: int, crop: tuple[int, int]) -> None:
         super().__init__()
         self.name, self.family = name, FAMILIES[name]
         self.model, self.head_norm = model, norm
@@ -222,4 +228,3 @@ def _load_head_norm(found: Checkpoint, config: Any) -> nn.LayerNorm:
             state |= {k[8:]: tensors.get_tensor(k) for k in tensors.keys() if k.startswith("fc_norm.")}  # noqa: SIM118
     norm.load_state_dict(state)
     return norm
-

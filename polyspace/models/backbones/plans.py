@@ -22,7 +22,9 @@ def default_plan(name: str, config: Any, frames: int) -> Plan:
     """
     if name == "vjepa2":
         if frames % config.tubelet_size:
-            raise UserError(f"--frames {frames}: vjepa2 takes whole tubelets of {config.tubelet_size} and drops the rest")
+            raise UserError(
+                f"--frames {frames}: vjepa2 takes whole tubelets of {config.tubelet_size} and drops the rest"
+            )
         side = config.crop_size
         return Plan(frames, side * 256 // 224, (side, side), *IMAGENET)
     side = config.image_size if isinstance(config.image_size, int) else config.image_size[0]

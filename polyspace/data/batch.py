@@ -1,0 +1,52 @@
+"""The one batch type of the house."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class VideoBatch:
+    """video (B,T,H,W,3) normalised, or cached `features` {space: (B,D)}; label (B,) ids; the rest where a phase needs
+    it: text, saliency (B,M), actions (B,A,7), valid (B,N) True where real."""
+
+    video: Tensor | None = None
+    label: Tensor | None = None
+    features: Mapping[str, Tensor] | None = None
+    text: list[str] | None = None
+    saliency: Tensor | None = None
+    actions: Tensor | None = None
+    valid: Tensor | None = None
+
+    def __len__(self) -> int:
+        for value in (self.video, self.label):
+            if value is not None:
+                return len(value)
+        return len(next(iter((self.features or {}).values()), ()))
+
+    def to(self, device: torch.device) -> "VideoBatch":
+        """Every tensor on `device`."""
+
+        def move(value: object) -> object:
+            if isinstance(value, Tensor):
+                return value.to(device, non_blocking=True)
+            return (
+                {k: v.to(device, non_blocking=True) for k, v in value.items()} if isinstance(value, Mapping) else value
+            )
+
+        return replace(self, **{f.name: move(getattr(self, f.name)) for f in fields(self)})
+
+
+class CachedFeatures:
+    """Features and labels in memory as batches, chosen by index."""
+
+    def __init__(self, features: Mapping[str, Tensor], labels: Tensor) -> None:
+        self.features, self.labels = dict(features), labels
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def batch(self, indices: Tensor) -> VideoBatch:
+        return VideoBatch(label=self.labels[indices], features={k: v[indices] for k, v in self.features.items()})

@@ -1,0 +1,242 @@
+"""Features on disk: a JSON manifest beside safetensors shards; whole or absent, checked on every load.
+
+`features_{dataset}_{split}.json` lists spaces, classes, clips (id, label, group, shard, row), failed and missing
+clips, and each shard's sha256. While a store is being made, finished batches lie in a hidden folder beside it; a
+killed run finds them again and ends with the same bytes.
+"""
+
+import contextlib
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor
+
+from polyspace.utils.checkpoint_io import load_tensors, read_json, save_tensors, sha256_file, sha256_json, write_json
+from polyspace.utils.errors import UserError, did_you_mean
+
+FORMAT, VERSION = "polyspace.features", 1
+SHARD_BYTES = 256 << 20
+
+
+def manifest_name(dataset: str, split: str) -> str:
+    return f"features_{dataset}_{split}.json"
+
+
+class FeatureStore:
+    """A finished store. Opening reads the manifest; features are read, and their shards verified, when asked for.
+
+    >>> store = FeatureStore("features/features_hmdb51_train.json"); store.features("vjepa2")  # (n, D)
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        manifest = read_json(self.path, "feature store")
+        if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+            raise UserError(f"{self.path} is not a feature store (format {FORMAT!r} expected)")
+        if manifest.get("format_version") != VERSION:
+            found = manifest.get("format_version")
+            raise UserError(
+                f"{self.path} has format version {found}, this release reads version {VERSION}; featurize again"
+            )
+        absent = {"fingerprint", "settings", "student", "spaces", "classes", "clips", "shards"} - manifest.keys()
+        if absent:
+            raise UserError(f"{self.path} is incomplete: it lacks {', '.join(sorted(absent))}")
+        self.manifest: dict[str, Any] = manifest
+        self._verified: set[str] = set()
+
+    @property
+    def fingerprint(self) -> str:
+        return self.manifest["fingerprint"]
+
+    @property
+    def student(self) -> str:
+        return self.manifest["student"]
+
+    @property
+    def spaces(self) -> dict[str, dict[str, Any]]:
+        return self.manifest["spaces"]
+
+    @property
+    def classes(self) -> list[str]:
+        return self.manifest["classes"]
+
+    @property
+    def ids(self) -> list[str]:
+        return [clip["id"] for clip in self.manifest["clips"]]
+
+    @property
+    def groups(self) -> list[str]:
+        """The source video of each clip."""
+        return [clip["group"] for clip in self.manifest["clips"]]
+
+    @property
+    def stand_ins(self) -> list[str]:
+        """Spaces whose features come from the identity stand-in."""
+        return [name for name, space in self.spaces.items() if space["backend"] == "identity"]
+
+    def __len__(self) -> int:
+        return len(self.manifest["clips"])
+
+    def labels(self) -> Int64[Tensor, " n"]:
+        """Class ids; a store with unlabelled clips is a UserError."""
+        labels = [clip["label"] for clip in self.manifest["clips"]]
+        if any(label is None for label in labels):
+            raise UserError(f"{self.path}: {labels.count(None)} of {len(labels)} clips have no label")
+        return torch.tensor(labels, dtype=torch.int64)
+
+    def features(self, space: str) -> Float[Tensor, "n D"]:
+        """Clip features of one space, in the manifest's order."""
+        if len(self) == 0:
+            return torch.empty(0, self._space(space)["dim"])
+        self._space(space)
+        return torch.cat([tensors[space] for tensors in self.shards()])
+
+    def shards(self) -> Iterator[dict[str, Tensor]]:
+        """Every shard's tensors by space name, each verified against its sha256 once."""
+        for shard in self.manifest["shards"]:
+            path = self.path.parent / shard["file"]
+            if path.name not in self._verified:
+                if not path.is_file():
+                    raise UserError(f"feature shard {path} is missing; featurize again")
+                if sha256_file(path) != shard["sha256"]:
+                    raise UserError(
+                        f"feature shard {path} is damaged: its sha256 is not the manifest's; featurize again"
+                    )
+                self._verified.add(path.name)
+            yield load_tensors(path, "feature shard")
+
+    def _space(self, name: str) -> dict[str, Any]:
+        if name not in self.spaces:
+            raise UserError(f"{self.path} has no space '{name}'{did_you_mean(name, self.spaces)}")
+        return self.spaces[name]
+
+
+@dataclass(frozen=True)
+class ClipResult:
+    """How one clip fared: frames in the file, or why it failed; `note` for a damaged but usable file."""
+
+    frames: int
+    reason: str | None = None
+    note: str | None = None
+
+
+class StoreWriter:
+    """Collects batches in any order, from any process; `finish` turns them into shards and a manifest.
+
+    Batch b covers slots b·batch … of the clip list. Its part holds the features of its readable clips, so the result
+    does not depend on which process made it or when a run was cut.
+    """
+
+    def __init__(self, path: Path, settings: dict[str, Any], batch: int) -> None:
+        self.path, self.settings, self.batch = Path(path), settings, batch
+        self.fingerprint = sha256_json(settings)
+        work = sha256_json([self.fingerprint, batch])[:12]
+        self.partial = self.path.parent / f".{self.path.stem}.{work}.partial"
+        self._lock: Any = None
+
+    def open(self) -> None:
+        """Make the work folder and hold it against a second run."""
+        self.partial.mkdir(parents=True, exist_ok=True)
+        self._lock = open(self.partial / "lock", "w")  # noqa: SIM115 (held until close)
+        try:
+            import fcntl
+
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except ImportError:
+            pass
+        except OSError as error:
+            raise UserError(f"another run is writing {self.path}; wait for it or choose another --out") from error
+
+    def close(self) -> None:
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
+
+    def part(self, index: int) -> Path:
+        return self.partial / f"batch_{index:07d}.safetensors"
+
+    def write_part(self, index: int, features: Mapping[str, Tensor], results: list[ClipResult]) -> None:
+        """Store one batch: the report first, the tensors (which mark it as done) last."""
+        report = [[r.frames, r.reason, r.note] for r in results]
+        write_json(self.part(index).with_suffix(".json"), report)
+        save_tensors(self.part(index), features)
+
+    def done(self, index: int) -> bool:
+        """Whether a batch is there whole; a part that can't be read is thrown away."""
+        part = self.part(index)
+        if not part.is_file():
+            return False
+        try:
+            load_tensors(part)
+            self.results(index)
+        except UserError:
+            part.unlink()
+            return False
+        return True
+
+    def results(self, index: int) -> list[ClipResult]:
+        report = read_json(self.part(index).with_suffix(".json"), "batch report")
+        return [ClipResult(*entry) for entry in report]
+
+    def finish(self, clips: list[dict[str, Any]], head: dict[str, Any], row_bytes: int) -> FeatureStore:
+        """Write shards, then the manifest, then remove the work folder and shards of an older store."""
+        per_shard = max(1, SHARD_BYTES // max(1, row_bytes) // self.batch) * self.batch
+        listed, failed, shards = [], [], []
+        for first in range(0, len(clips), per_shard):
+            file = f"{self.path.stem}-{self.fingerprint[:8]}-{len(shards):05d}.safetensors"
+            rows, batches = [], range(first // self.batch, -(-min(first + per_shard, len(clips)) // self.batch))
+            for index in batches:
+                for clip, result in zip(self._slots(clips, index), self.results(index), strict=True):
+                    if result.reason is not None:
+                        failed.append({"id": clip["id"], "reason": result.reason})
+                        continue
+                    entry = clip | {"frames": result.frames, "shard": len(shards), "row": len(rows)}
+                    rows.append(entry | ({"note": result.note} if result.note else {}))
+            if not rows:
+                continue
+            parts = [load_tensors(self.part(i)) for i in batches]
+            names = sorted({name for part in parts for name in part})
+            save_tensors(self.path.parent / file, {n: torch.cat([p[n] for p in parts if n in p]) for n in names})
+            shards.append({"file": file, "rows": len(rows), "sha256": sha256_file(self.path.parent / file)})
+            listed += rows
+        manifest = {"format": FORMAT, "format_version": VERSION, "fingerprint": self.fingerprint, **head}
+        manifest |= {
+            "settings": self.settings,
+            "batch": self.batch,
+            "shards": shards,
+            "clips": listed,
+            "failed": failed,
+        }
+        write_json(self.path, manifest)
+        self._clean({shard["file"] for shard in shards})
+        return FeatureStore(self.path)
+
+    def _slots(self, clips: list[dict[str, Any]], index: int) -> list[dict[str, Any]]:
+        return clips[index * self.batch : (index + 1) * self.batch]
+
+    def _clean(self, keep: set[str]) -> None:
+        self.close()
+        shutil.rmtree(self.partial, ignore_errors=True)
+        for old in self.path.parent.glob(f"{self.path.stem}-*.safetensors"):
+            if old.name not in keep:
+                old.unlink()
+        for stale in self.path.parent.glob(f".{self.path.stem}*.tmp"):
+            with contextlib.suppress(OSError):
+                os.unlink(stale)
+
+
+def find_store(folders: list[Path], dataset: str, split: str, fingerprint: str) -> FeatureStore | None:
+    """The first finished store of this data set and split in `folders` whose fingerprint is the wanted one."""
+    for folder in folders:
+        path = folder / manifest_name(dataset, split)
+        if path.is_file():
+            store = FeatureStore(path)
+            if store.fingerprint == fingerprint:
+                return store
+    return None

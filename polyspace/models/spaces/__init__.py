@@ -1,0 +1,1 @@
+"""From the student's space to others, and back to one prediction."""

@@ -1,0 +1,79 @@
+"""Heads on the student's feature: residual-gated fusion of translated spaces, and its parameter-matched control."""
+
+from collections.abc import Mapping
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+
+class Standardise(nn.Module):
+    """(x − mean)/std with statistics of the training part; dims that never vary pass as 0."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(dim))
+        self.register_buffer("std", torch.ones(dim))
+
+    @torch.no_grad()
+    def fit(self, x: Float[Tensor, "n D"]) -> "Standardise":
+        self.mean.copy_(x.double().mean(0))
+        std = x.double().std(0, correction=0)
+        self.std.copy_(torch.where(std > 1e-6 * std.max().clamp_min(1e-30), std, torch.full_like(std, float("inf"))))
+        return self
+
+    def forward(self, x: Float[Tensor, "B D"]) -> Float[Tensor, "B D"]:
+        return (x - self.mean) / self.std
+
+
+class FusionHead(nn.Module):
+    """logits = C(gelu(S(x) + Σ_i g_i · P_i(t_i))), x the student's feature, t_i its translations.
+
+    Gates g_i start at 0 and P_i do not (both at 0 would never move), so step 0 equals the student path alone.
+    """
+
+    def __init__(self, student_dim: int, space_dims: Mapping[str, int], hidden: int, classes: int) -> None:
+        super().__init__()
+        self.input = Standardise(student_dim)
+        self.inputs = nn.ModuleDict({name: Standardise(dim) for name, dim in space_dims.items()})
+        self.student = nn.Linear(student_dim, hidden)
+        self.projections = nn.ModuleDict({name: nn.Linear(dim, hidden) for name, dim in space_dims.items()})
+        self.gates = nn.ParameterDict({name: nn.Parameter(torch.zeros(())) for name in space_dims})
+        self.classifier = nn.Linear(hidden, classes)
+
+    def forward(self, student: Float[Tensor, "B D"], translated: Mapping[str, Tensor]) -> Float[Tensor, "B K"]:
+        hidden = self.student(self.input(student))
+        for name, project in self.projections.items():
+            hidden = hidden + self.gates[name] * project(self.inputs[name](translated[name]))
+        return self.classifier(F.gelu(hidden))
+
+
+class StudentHead(nn.Module):
+    """The control: the same student path, and a gated two-layer branch on the student's own feature whose width makes
+    the number of trained parameters equal to the fusion head's (to within one unit of that width)."""
+
+    def __init__(self, student_dim: int, hidden: int, classes: int, extra_params: int) -> None:
+        super().__init__()
+        width = max(1, round((extra_params - 1 - hidden) / (student_dim + hidden + 1)))
+        self.input = Standardise(student_dim)
+        self.student = nn.Linear(student_dim, hidden)
+        self.branch = nn.Sequential(nn.Linear(student_dim, width), nn.GELU(), nn.Linear(width, hidden))
+        self.gate = nn.Parameter(torch.zeros(()))
+        self.classifier = nn.Linear(hidden, classes)
+
+    def forward(self, student: Float[Tensor, "B D"]) -> Float[Tensor, "B K"]:
+        x = self.input(student)
+        return self.classifier(F.gelu(self.student(x) + self.gate * self.branch(x)))
+
+
+def matched_pair(
+    student_dim: int, space_dims: Mapping[str, int], hidden: int, classes: int
+) -> tuple[FusionHead, StudentHead]:
+    """A fusion head and its control; both begin with the same student path and classifier."""
+    fusion = FusionHead(student_dim, space_dims, hidden, classes)
+    extra = sum(p.numel() for part in (fusion.projections, fusion.gates) for p in part.parameters())
+    control = StudentHead(student_dim, hidden, classes, extra)
+    control.student.load_state_dict(fusion.student.state_dict())
+    control.classifier.load_state_dict(fusion.classifier.state_dict())
+    return fusion, control

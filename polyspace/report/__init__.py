@@ -1,0 +1,1 @@
+"""Pictures and pages made from run files; nothing here knows a model."""

@@ -1,0 +1,112 @@
+"""The files of an evaluation: JSON, Markdown, and pictures, all from one result dict."""
+
+from pathlib import Path
+from typing import Any
+
+from polyspace.report.figures import accuracy_figure, confusion_figure
+from polyspace.utils.checkpoint_io import write_json, write_text
+from polyspace.utils.log import table
+
+
+def stand_in_notice(result: dict[str, Any]) -> str | None:
+    """The watermark's words, or None."""
+    if not result["stand_ins"]:
+        return None
+    names = ", ".join(result["stand_ins"])
+    return f"STAND-IN: {names} are replaced by `identity`, which has learned nothing. No number here is about a model."
+
+
+def head_rows(result: dict[str, Any]) -> list[list[str]]:
+    rows = []
+    for name, s in result["heads"].items():
+        params = result["params"]["fusion" if name == "fusion" else "student"]
+        interval = f"[{s['top1_ci'][0]:.3f}, {s['top1_ci'][1]:.3f}]"
+        rows.append([name, f"{s['top1']:.3f}", interval, f"{s['top5']:.3f}", f"{s['mean_class']:.3f}", f"{params:,}"])
+    return rows
+
+
+HEAD_COLUMNS = ["head", "top-1", "95 % interval", "top-5", "mean class", "trained parameters"]
+TRANSLATION_COLUMNS = ["space", "R²", "cosine", "debiased CKA", "CKA", "kNN overlap"]
+COST_COLUMNS = ["what", "GFLOP a clip", "parameters (M)", "p50 (ms)", "p95 (ms)"]
+
+
+def translation_rows(result: dict[str, Any]) -> list[list[str]]:
+    keys = ("r2", "cosine", "cka_debiased", "cka", "knn_overlap")
+    return [
+        [name, *(f"{scores[k]:.3f}" if k in scores else "–" for k in keys)]
+        for name, scores in result["translation"].items()
+    ]
+
+
+def cost_rows(result: dict[str, Any]) -> list[list[str]]:
+    def milliseconds(row: dict[str, Any], key: str) -> str:
+        return f"{1e3 * row[key]:.2f}" if key in row else "–"
+
+    return [
+        [
+            name,
+            f"{c['flops'] / 1e9:.4g}",
+            f"{c['params'] / 1e6:.3g}",
+            milliseconds(c, "p50_s"),
+            milliseconds(c, "p95_s"),
+        ]
+        for name, c in result["cost"].items()
+    ]
+
+
+def difference_line(result: dict[str, Any]) -> str:
+    d = result["difference"]
+    return (
+        f"Fusion − student only, paired over clips: {d['top1']:+.3f} top-1, 95 % interval "
+        f"[{d['ci'][0]:+.3f}, {d['ci'][1]:+.3f}]: {d['verdict']}."
+    )
+
+
+def clips_line(result: dict[str, Any]) -> str:
+    c = result["clips"]
+    return (
+        f"{c['evaluated']} of {c['listed']} clips scored ({c['failed']} unreadable, {c['missing']} missing, "
+        f"{c['unlabelled']} unlabelled). Chance {result['chance']:.3f}. Heads trained on "
+        f"{result['training_clips']['train']} clips, epoch chosen on {result['training_clips']['held_out']} held out."
+    )
+
+
+def write_eval_files(result: dict[str, Any], folder: Path) -> None:
+    """eval_{dataset}_{split}.{json,md} and its pictures in `folder`."""
+    stem = f"eval_{result['dataset']}_{result['split']}"
+    marked = bool(result["stand_ins"])
+    title = f"{result['dataset']} {result['split']}, fusion head"
+    confusion_figure(result["confusion"], result["classes"], folder / f"{stem}_confusion.png", title, marked)
+    accuracy_figure(result["heads"], result["chance"], folder / f"{stem}_accuracy.png", marked)
+    write_text(folder / f"{stem}.md", "\n".join(_markdown(result, stem)) + "\n")
+    write_json(folder / f"{stem}.json", result)
+
+
+def _markdown(result: dict[str, Any], stem: str) -> list[str]:
+    lines = [f"# {result['dataset']} {result['split']}", ""]
+    notice = stand_in_notice(result)
+    if notice:
+        lines += [f"> **{notice}**", ""]
+    lines += [clips_line(result), "", *table(head_rows(result), HEAD_COLUMNS), "", difference_line(result), ""]
+    gates = ", ".join(f"{k} {v:+.3f}" for k, v in result["gates"].items())
+    lines += [
+        f"Gates: {gates}.",
+        "",
+        f"![accuracy]({stem}_accuracy.png)",
+        "",
+        f"![confusion]({stem}_confusion.png)",
+        "",
+    ]
+    lines += [f"## Translated features ({result['converter_kind']}) against true ones", ""]
+    lines += [*table(translation_rows(result), TRANSLATION_COLUMNS), ""]
+    lines += ["## Cost of one clip (2 FLOP a multiply-add, attention included; batch 1)", ""]
+    lines += [*table(cost_rows(result), COST_COLUMNS), "", "## Per class", ""]
+    rows = [
+        [r["class"], str(r["clips"]), f"{r['fusion']:.3f}", f"{r['student only']:.3f}"] for r in result["per_class"]
+    ]
+    lines += [*table(rows, ["class", "clips", "fusion top-1", "student only top-1"]), ""]
+    trained = [
+        f"- {n}: {s['checkpoint']} ({s['backend']}), {s['dim']} dims, trained: {s['trained']}"
+        for n, s in result["spaces"].items()
+    ]
+    return [*lines, "## Backbones", "", *trained, "", f"Command: `{' '.join(result['run']['argv'])}`"]

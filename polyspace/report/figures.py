@@ -1,0 +1,95 @@
+"""Figures as PNG files: axes named, with units, and a watermark where a stand-in was used."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+
+from polyspace.utils.checkpoint_io import atomic_file
+
+WATERMARK = "identity stand-in"
+
+
+def _save(figure: Any, path: Path, watermark: bool) -> Path:
+    if watermark:
+        figure.text(0.5, 0.5, WATERMARK, fontsize=38, color="red", alpha=0.18, ha="center", va="center", rotation=28)
+    with atomic_file(path) as file:
+        figure.savefig(file, format="png", dpi=110, bbox_inches="tight")
+    plt.close(figure)
+    return path
+
+
+def confusion_figure(
+    counts: Sequence[Sequence[int]], classes: Sequence[str], path: Path, title: str, watermark: bool = False
+) -> Path:
+    """Rows are true classes, columns predicted ones, colour the share of the row; classes without clips stay blank."""
+    matrix = np.asarray(counts, dtype=float)
+    present = matrix.sum(1) > 0
+    share = np.full_like(matrix, np.nan)
+    share[present] = matrix[present] / matrix[present].sum(1, keepdims=True)
+    side = min(14.0, max(4.5, 0.24 * len(classes) + 2))
+    figure, axis = plt.subplots(figsize=(side + 1, side))
+    image = axis.imshow(share, cmap="viridis", vmin=0, vmax=1)
+    ticks = np.arange(len(classes))
+    size = 8 if len(classes) <= 60 else 5
+    axis.set_xticks(ticks, classes, rotation=90, fontsize=size)
+    axis.set_yticks(ticks, classes, fontsize=size)
+    axis.set(xlabel="predicted class", ylabel="true class", title=title)
+    figure.colorbar(image, ax=axis, label="share of the true class's clips", fraction=0.046)
+    if len(classes) <= 16:
+        for i, j in np.argwhere(matrix > 0):
+            colour = "black" if share[i, j] > 0.6 else "white"
+            axis.text(j, i, f"{int(matrix[i, j])}", ha="center", va="center", fontsize=8, color=colour)
+    return _save(figure, path, watermark)
+
+
+def accuracy_figure(heads: Mapping[str, Mapping[str, Any]], chance: float, path: Path, watermark: bool = False) -> Path:
+    """Top-1 of each head with its 95 % interval, and the chance level."""
+    names = list(heads)
+    values = np.array([heads[n]["top1"] for n in names])
+    low, high = (np.array([heads[n]["top1_ci"][k] for n in names]) for k in (0, 1))
+    figure, axis = plt.subplots(figsize=(5.5, 0.7 * len(names) + 1.4))
+    errors = np.abs(np.stack([values - low, high - values]))
+    axis.barh(names, values, xerr=errors, capsize=4, color="#4878a8", height=0.55)
+    axis.axvline(chance, color="grey", linestyle="--", label=f"chance {chance:.3f}")
+    axis.set(xlabel="top-1 accuracy (95 % bootstrap interval over clips)", xlim=(0, 1))
+    axis.invert_yaxis()
+    axis.legend(loc="lower right", fontsize=8)
+    return _save(figure, path, watermark)
+
+
+def curves_figure(
+    series: Mapping[str, tuple[Sequence[float], Sequence[float]]],
+    path: Path,
+    *,
+    x_label: str,
+    y_label: str,
+    watermark: bool = False,
+) -> Path:
+    """Lines by name: (x values, y values)."""
+    figure, axis = plt.subplots(figsize=(6.5, 3.4))
+    for name, (x, y) in series.items():
+        axis.plot(x, y, label=name, linewidth=1.5)
+    axis.set(xlabel=x_label, ylabel=y_label)
+    axis.grid(alpha=0.3)
+    axis.legend(fontsize=8)
+    return _save(figure, path, watermark)
+
+
+def strips_figure(strips: Mapping[str, np.ndarray], path: Path, frames: int = 8) -> Path:
+    """One row of frames a clip: {title: uint8 (T,H,W,3)}."""
+    figure, axes = plt.subplots(len(strips), frames, figsize=(frames * 1.15, len(strips) * 1.15), squeeze=False)
+    for row, (title, video) in zip(axes, strips.items(), strict=True):
+        for axis, t in zip(row, np.linspace(0, len(video) - 1, frames).round().astype(int), strict=True):
+            axis.imshow(video[t])
+            axis.set_xticks([])
+            axis.set_yticks([])
+            if row is axes[-1]:
+                axis.set_xlabel(f"frame {t}", fontsize=7)
+        row[0].set_ylabel(title, fontsize=7, rotation=0, ha="right", va="center")
+    return _save(figure, path, False)

@@ -1,0 +1,75 @@
+"""One self-contained HTML page from headings, paragraphs, tables and PNG files: no network, light and dark, prints."""
+
+import base64
+import html
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from polyspace.utils.checkpoint_io import write_text
+
+_STYLE = """
+:root { color-scheme: light dark; --ink: #1b1f24; --paper: #fff; --line: #d0d7de; --soft: #f6f8fa; --warn: #b42318; }
+@media (prefers-color-scheme: dark) {
+  :root { --ink: #e6edf3; --paper: #0d1117; --line: #30363d; --soft: #161b22; --warn: #ff7b72; } }
+body { font: 16px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--paper); margin: 0; }
+main { max-width: 60rem; margin: 0 auto; padding: 1.5rem 1rem 4rem; }
+h1 { margin: 0 0 .25rem; } h2 { margin: 2.2rem 0 .6rem; border-bottom: 1px solid var(--line); }
+.scroll { overflow-x: auto; } table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .92rem; }
+th, td { border: 1px solid var(--line); padding: .3rem .6rem; text-align: left; white-space: nowrap; }
+th { background: var(--soft); } figure { margin: 1rem 0; }
+img { max-width: 100%; height: auto; background: #fff; border: 1px solid var(--line); }
+figcaption, .small { font-size: .88rem; opacity: .85; }
+pre { background: var(--soft); padding: .8rem; overflow-x: auto; font-size: .85rem; }
+.warn { border: 2px solid var(--warn); color: var(--warn); padding: .7rem 1rem; font-weight: 600; margin: 1rem 0; }
+@media print { main { max-width: none; } h2 { break-after: avoid; } figure, table { break-inside: avoid; } }
+"""
+
+
+@dataclass
+class Page:
+    """Collects parts in order; `write` puts out one file.
+
+    >>> page = Page("Run"); page.heading("Scores"); page.table(rows, header); page.write(path)
+    """
+
+    title: str
+    parts: list[str] = field(default_factory=list)
+
+    def heading(self, text: str) -> None:
+        self.parts.append(f"<h2>{html.escape(text)}</h2>")
+
+    def text(self, text: str, small: bool = False) -> None:
+        mark = ' class="small"' if small else ""
+        self.parts.append(f"<p{mark}>{html.escape(text)}</p>")
+
+    def warning(self, text: str) -> None:
+        self.parts.append(f'<p class="warn">{html.escape(text)}</p>')
+
+    def code(self, text: str) -> None:
+        self.parts.append(f"<pre>{html.escape(text)}</pre>")
+
+    def table(self, rows: Sequence[Sequence[object]], header: Sequence[str]) -> None:
+        head = "".join(f"<th>{html.escape(h)}</th>" for h in header)
+        body = "".join("<tr>" + "".join(f"<td>{html.escape(str(c))}</td>" for c in row) + "</tr>" for row in rows)
+        self.parts.append(
+            f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+        )
+
+    def image(self, path: Path, caption: str) -> None:
+        data = base64.b64encode(Path(path).read_bytes()).decode()
+        alt = html.escape(caption, quote=True)
+        self.parts.append(
+            f'<figure><img alt="{alt}" src="data:image/png;base64,{data}"><figcaption>{html.escape(caption)}</figcaption></figure>'
+        )
+
+    def write(self, path: Path) -> Path:
+        title = html.escape(self.title)
+        body = "\n".join(self.parts)
+        write_text(
+            path,
+            f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{title}</title>'
+            '<meta name="viewport" content="width=device-width, initial-scale=1">'
+            f"<style>{_STYLE}</style></head><body><main><h1>{title}</h1>\n{body}\n</main></body></html>\n",
+        )
+        return path

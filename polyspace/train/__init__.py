@@ -1,0 +1,1 @@
+"""Training: one loop, one engine interface, and the commands that use them."""

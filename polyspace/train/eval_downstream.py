@@ -1,0 +1,218 @@
+"""python -m polyspace.train.eval_downstream: what the fusion head, its control and the converters are worth."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from polyspace.config import parse, run_command
+from polyspace.data.feature_store import FeatureStore
+from polyspace.data.featurize import SourceConfig, open_source
+from polyspace.models.spaces.converters import ConverterBank, load_converters
+from polyspace.report.eval_report import write_eval_files
+from polyspace.train.cost import cost_table
+from polyspace.train.stores import check_fit, get_store
+from polyspace.train.train_fusion import load_fusion
+from polyspace.utils.checkpoint_io import sha256_file, try_writing
+from polyspace.utils.errors import UserError
+from polyspace.utils.log import say, warn
+from polyspace.utils.metrics import (
+    bootstrap_interval,
+    confusion_matrix,
+    knn_overlap,
+    mean_class_accuracy,
+    mean_cosine,
+    r2_score,
+    top_k_hits,
+)
+from polyspace.utils.misc import get_device
+from polyspace.utils.moments import Moments
+from polyspace.utils.run_info import run_info
+
+
+class EvalConfig(SourceConfig):
+    split: str = Field("validation", description="train, validation or test")
+    converters: Path = Field(description="file written by train-converter")
+    fusion: Path = Field(description="file written by train-fusion")
+    features: Path = Field(Path("features"), description="folder to look for a fitting feature store in")
+    batch: int = Field(4, ge=1, description="clips a head's forward")
+    out: Path | None = Field(None, description="folder of the results; none: beside --fusion")
+    latency: bool = Field(True, description="measure latency (loads every backbone)")
+    latency_budget: float = Field(10.0, gt=0, description="seconds of timing for each backbone")
+
+
+def head_scores(logits: Tensor, labels: Tensor) -> dict[str, Any]:
+    """Top-1, top-5 and mean-class accuracy with a 95 % bootstrap interval over clips for the first."""
+    top1, top5 = top_k_hits(logits, labels, 1), top_k_hits(logits, labels, 5)
+    scores = {"top1": top1.mean().item(), "top5": top5.mean().item(), "mean_class": mean_class_accuracy(top1, labels)}
+    return scores | {"top1_ci": list(bootstrap_interval(top1))}
+
+
+@torch.inference_mode()
+def _logits(x: Tensor, bank: ConverterBank, heads: tuple[Any, Any], batch: int) -> tuple[Tensor, Tensor]:
+    fused = torch.cat([heads[0](part, bank(part)) for part in x.split(batch)])
+    return fused, torch.cat([heads[1](part) for part in x.split(batch)])
+
+
+def _labelled(store: FeatureStore) -> tuple[Tensor, Tensor, int]:
+    """Rows that have a label, their labels, and how many rows have none."""
+    labels = [clip["label"] for clip in store.manifest["clips"]]
+    rows = torch.tensor([i for i, label in enumerate(labels) if label is not None])
+    if not len(rows):
+        raise UserError(f"{store.path}: no clip has a label; there is nothing to score against")
+    return rows, torch.tensor([labels[i] for i in rows.tolist()]), len(labels) - len(rows)
+
+
+def translation_scores(
+    store: FeatureStore, bank: ConverterBank, train: FeatureStore | None
+) -> dict[str, dict[str, float]]:
+    """How well translated features match the true ones on these clips; R² against the training mean where known."""
+    x = store.features(store.student)
+    out = {}
+    with torch.inference_mode():
+        translated = bank(x)
+    for name, guess in translated.items():
+        true = store.features(name)
+        mean = (train.features(name) if train is not None else true).double().mean(0)
+        scores = {
+            "r2": r2_score(guess, true, mean),
+            "cosine": mean_cosine(guess, true),
+            "knn_overlap": knn_overlap(guess, true),
+        }
+        if len(x) >= 4:
+            moments = Moments().update(guess, true)
+            scores |= {"cka_debiased": moments.linear_cka(True), "cka": moments.linear_cka(False)}
+        out[name] = scores
+    return out
+
+
+def _train_store(about: dict[str, Any]) -> FeatureStore | None:
+    """The features that the converters were fitted on, by the path recorded in their file."""
+    for recorded in (about["features"], about["features_absolute"]):
+        path = Path(recorded)
+        if path.is_file():
+            store = FeatureStore(path)
+            if store.fingerprint == about["fingerprint"]:
+                return store
+    warn(f"the converters' training features ({about['features']}) are not there any more; R² uses this split's mean")
+    return None
+
+
+def evaluate(config: EvalConfig) -> dict[str, Any]:
+    """Score heads and converters on one split and write eval_{dataset}_{split}.json, .md and pictures."""
+    bank, about = load_converters(config.converters)
+    fusion, control, fusion_about = load_fusion(config.fusion, bank)
+    if fusion_about["converters_sha256"] != sha256_file(config.converters):
+        raise UserError(f"{config.fusion} was trained with other converters than {config.converters}")
+    out = config.out or config.fusion.parent
+    try_writing(out)
+    store = get_store(config, config.features, out / "cache")
+    check_fit(bank, about, store, config.converters)
+    if store.classes != fusion_about["classes"]:
+        raise UserError(f"{store.path} has other classes than {config.fusion} was trained on")
+    if store.fingerprint in (fusion_about["train_fingerprint"], about["fingerprint"]):
+        warn("these clips are the ones that the heads were trained on; the scores say nothing about new clips")
+    rows, labels, unlabelled = _labelled(store)
+    fused, alone = _logits(store.features(store.student)[rows], bank, (fusion, control), config.batch)
+    device = get_device(config.device)
+    _, cards = open_source_quietly(config)
+    costs = cost_table(
+        cards, config.student, bank, fusion, device, measure=config.latency, budget_s=config.latency_budget
+    )
+    result = {
+        "format": "polyspace.eval",
+        "format_version": 1,
+        "dataset": config.dataset,
+        "split": config.split,
+        "clips": _counts(store, len(rows), unlabelled),
+        "stand_ins": store.stand_ins,
+        "student": store.student,
+        "spaces": store.spaces,
+        "classes": store.classes,
+        "chance": 1 / len(labels.unique()),
+        "heads": {"fusion": head_scores(fused, labels), "student only": head_scores(alone, labels)},
+        "difference": _difference(fused, alone, labels),
+        "params": fusion_about["params"],
+        "gates": fusion_about["gates"],
+        "held_out": fusion_about["held_out"],
+        "best_epoch": fusion_about["best_epoch"],
+        "training_clips": fusion_about["clips"],
+        "translation": translation_scores(store, bank, _train_store(about)),
+        "converter_kind": about["kind"],
+        "converters_held_out": about["held_out"],
+        "per_class": _per_class(store.classes, fused, alone, labels),
+        "confusion": confusion_matrix(fused.argmax(1), labels, len(store.classes)).tolist(),
+        "cost": costs,
+        "run": run_info("eval", config),
+    }
+    write_eval_files(result, out)
+    return result
+
+
+def open_source_quietly(config: EvalConfig) -> tuple[Any, Any]:
+    """The cards once more, without repeating the notes that finding the store has already printed."""
+    import contextlib
+    import io
+
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        return open_source(config)
+
+
+def _counts(store: FeatureStore, evaluated: int, unlabelled: int) -> dict[str, int]:
+    failed, missing = len(store.manifest["failed"]), len(store.manifest["missing"])
+    listed = len(store) + failed + missing
+    return {"evaluated": evaluated, "listed": listed, "failed": failed, "missing": missing, "unlabelled": unlabelled}
+
+
+def _difference(fused: Tensor, alone: Tensor, labels: Tensor) -> dict[str, Any]:
+    """Fusion less student-only, top-1, paired over clips."""
+    gain = top_k_hits(fused, labels, 1) - top_k_hits(alone, labels, 1)
+    low, high = bootstrap_interval(gain)
+    verdict = "fusion helps" if low > 0 else "fusion hurts" if high < 0 else "no difference shown"
+    return {"top1": gain.mean().item(), "ci": [low, high], "verdict": verdict}
+
+
+def _per_class(classes: list[str], fused: Tensor, alone: Tensor, labels: Tensor) -> list[dict[str, Any]]:
+    hits = {"fusion": top_k_hits(fused, labels, 1), "student only": top_k_hits(alone, labels, 1)}
+    rows = []
+    for k, name in enumerate(classes):
+        mine = labels == k
+        if mine.any():
+            rows.append({"class": name, "clips": int(mine.sum())} | {h: v[mine].mean().item() for h, v in hits.items()})
+    return rows
+
+
+def main(argv: Sequence[str]) -> int:
+    config = parse(
+        EvalConfig,
+        argv,
+        prog="polyspace eval",
+        about="Score the fusion head, its student-only control and the converters on a split; count what each costs.",
+        example="python -m polyspace.train.eval_downstream --dataset hmdb51 --root ./datasets/hmdb51 "
+        "--split validation --student vjepa2 --teachers videomae timesformer vivit "
+        "--converters ./checkpoints/converters/converters_ep10.pt --fusion ./checkpoints/fusion/fusion_ep5.pt "
+        "--frames 16 --batch 4",
+    )
+    result = evaluate(config)
+    clips = result["clips"]
+    say(f"{clips['evaluated']} of {clips['listed']} clips ({clips['failed']} failed, {clips['missing']} missing)")
+    for name, scores in result["heads"].items():
+        low, high = scores["top1_ci"]
+        say(
+            f"{name}: top-1 {scores['top1']:.3f} [{low:.3f}, {high:.3f}], top-5 {scores['top5']:.3f}, "
+            f"mean class {scores['mean_class']:.3f}"
+        )
+    low, high = result["difference"]["ci"]
+    say(
+        f"fusion − student only: {result['difference']['top1']:+.3f} [{low:+.3f}, {high:+.3f}]: {result['difference']['verdict']}"
+    )
+    folder = config.out or config.fusion.parent
+    say(f"-> {folder / f'eval_{config.dataset}_{config.split}.md'}")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(run_command(main))

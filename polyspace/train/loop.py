@@ -1,0 +1,164 @@
+"""The only training loop: step by step, resumable bit for bit from the last checkpoint."""
+
+import json
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from polyspace.data.batch import VideoBatch
+from polyspace.train.checkpoint import load_checkpoint, restore_rng, save_checkpoint
+from polyspace.train.engine import Engine
+from polyspace.train.optim import warmup_cosine
+from polyspace.utils.checkpoint_io import sha256_json, write_text
+from polyspace.utils.errors import UserError
+from polyspace.utils.log import Progress, say, warn
+
+
+@dataclass(frozen=True)
+class FitSettings:
+    """How long and how. `batch` is the number of items an update sees, in `accumulate` micro-batches."""
+
+    steps: int
+    batch: int
+    lr: float
+    warmup_ratio: float = 0.05
+    accumulate: int = 1
+    save_every: int = 500
+    log_every: int = 10
+    eval_every: int = 0
+    seed: int = 0
+    max_bad_steps: int = 5
+
+
+def step_indices(num_items: int, batch: int, step: int, seed: int) -> torch.Tensor:
+    """The items of update `step` (batch,): epochs are seeded permutations laid end to end, so any step can be had
+    without replaying those before it."""
+    out = []
+    position = step * batch
+    while len(out) < batch:
+        epoch, offset = divmod(position, num_items)
+        taken = _epoch_order(num_items, epoch, seed)[offset : offset + batch - len(out)].tolist()
+        out += taken
+        position += len(taken)
+    return torch.tensor(out)
+
+
+@lru_cache(maxsize=2)
+def _epoch_order(num_items: int, epoch: int, seed: int) -> torch.Tensor:
+    return torch.randperm(num_items, generator=torch.Generator().manual_seed(seed * 1_000_003 + epoch))
+
+
+def fit(
+    engine: Engine,
+    num_items: int,
+    load: Callable[[torch.Tensor], VideoBatch],
+    settings: FitSettings,
+    folder: Path,
+    *,
+    name: str = "train",
+    about: dict[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Train until `settings.steps`, from `folder`'s last checkpoint if there is one; returns the last metrics.
+
+    `load(indices)` gives the items of a micro-batch. `about` is whatever else the run depends on: a checkpoint made
+    under other settings is not continued but refused. SIGTERM and SIGINT save and stop (KeyboardInterrupt).
+    """
+    if num_items < 1:
+        raise UserError(f"{name}: no clip to train on")
+    identity = sha256_json([asdict(settings), num_items, about or {}])
+    start, metrics, bad = _resume(engine, folder, identity, name)
+    log = _MetricsFile(folder / "metrics.jsonl", start)
+
+    def save(step: int) -> None:
+        state = {"engine": engine.state_dict(), "identity": identity, "metrics": metrics, "bad": bad}
+        save_checkpoint(folder, step, engine.phase, state)
+        log.flush()
+
+    with _stop_signals() as stopped, Progress(settings.steps, name, "step", initial=start) as bar:
+        for step in range(start, settings.steps):
+            engine.phase.train()
+            picks = step_indices(num_items, settings.batch, step, settings.seed)
+            batches = [load(part) for part in picks.chunk(settings.accumulate)]
+            lr = warmup_cosine(step, settings.steps, settings.lr, settings.warmup_ratio)
+            output, sound = engine.update(batches, lr)
+            bad = 0 if sound else bad + 1
+            if not sound:
+                warn(f"{name}: non-finite loss or gradient at step {step}, update skipped ({bad} in a row)")
+                if bad >= settings.max_bad_steps:
+                    raise UserError(
+                        f"{name}: {bad} non-finite steps in a row at step {step}; last good state: {folder}"
+                    )
+            done = step + 1
+            engine.phase.after_update(done)
+            last = done == settings.steps
+            if done % settings.log_every == 0 or last:
+                values = {k: v.item() for k, v in output.metrics.items()}
+                metrics = {"step": done, "loss": output.loss.item(), "lr": lr, **values}
+                log.add(metrics)
+                bar.step(0, loss=f"{metrics['loss']:.3f}")
+            if settings.eval_every and (done % settings.eval_every == 0 or last):
+                scores = _evaluate(engine, done)
+                metrics = metrics | scores
+                log.add({"step": done, "eval": True, **scores})
+            bar.step()
+            if done % settings.save_every == 0 or last or stopped.is_set():
+                save(done)
+            if stopped.is_set() and not last:
+                raise KeyboardInterrupt
+    return metrics
+
+
+@torch.no_grad()
+def _evaluate(engine: Engine, step: int) -> dict[str, Any]:
+    engine.phase.eval()
+    return engine.phase.evaluate(step)
+
+
+def _resume(engine: Engine, folder: Path, identity: str, name: str) -> tuple[int, dict[str, Any], int]:
+    state = load_checkpoint(folder, engine.phase)
+    if state is None:
+        return 0, {}, 0
+    if state["identity"] != identity:
+        raise UserError(f"{folder} holds a run with other settings or data; remove it or choose another folder")
+    engine.load_state_dict(state["engine"])
+    restore_rng(state["rng"])
+    say(f"{name}: continuing after step {state['step']}")
+    return state["step"], state["metrics"], state["bad"]
+
+
+@contextmanager
+def _stop_signals() -> Iterator[threading.Event]:
+    """An event that SIGTERM and SIGINT set, so that the current step is finished and saved."""
+    event = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield event
+        return
+    old = {s: signal.signal(s, lambda *_: event.set()) for s in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield event
+    finally:
+        for number, handler in old.items():
+            signal.signal(number, handler)
+
+
+class _MetricsFile:
+    """metrics.jsonl: one line a log step; lines after the checkpoint that a run resumes from are dropped."""
+
+    def __init__(self, path: Path, start: int) -> None:
+        self.path = path
+        self.lines: list[str] = []
+        if start and path.is_file():
+            self.lines = [x for x in path.read_text().splitlines() if x and json.loads(x)["step"] <= start]
+
+    def add(self, values: dict[str, Any]) -> None:
+        self.lines.append(json.dumps(values))
+
+    def flush(self) -> None:
+        write_text(self.path, "".join(line + "\n" for line in self.lines))

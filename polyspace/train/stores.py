@@ -1,0 +1,41 @@
+"""Feature stores for the commands that train and evaluate heads: found by fingerprint, or made once into a cache."""
+
+from pathlib import Path
+
+from polyspace.data.feature_store import FeatureStore, find_store
+from polyspace.data.featurize import FeaturizeConfig, SourceConfig, featurize, open_source, store_settings
+from polyspace.models.spaces.converters import ConverterBank
+from polyspace.utils.checkpoint_io import sha256_json
+from polyspace.utils.errors import UserError
+from polyspace.utils.log import say
+
+CACHE_BATCH = 2  # clips a forward when a command has to featurize by itself
+
+
+def get_store(config: SourceConfig, features: Path, cache: Path) -> FeatureStore:
+    """The store of these clips and backbones in `features`, else in `cache`, else made there now."""
+    data, cards = open_source(config)
+    fingerprint = sha256_json(store_settings(config, data, cards))
+    store = find_store([features, cache], data.name, data.split, fingerprint)
+    if store is not None:
+        say(f"features: {store.path} ({len(store)} clips, nothing to decode)")
+        return store
+    say(f"features: none in {features} fit these settings; featurizing once into {cache}")
+    shared = {name: getattr(config, name) for name in SourceConfig.model_fields if name != "list_file"}
+    made = FeaturizeConfig(**shared, list=config.list_file, out=cache, batch=CACHE_BATCH, overwrite=True)
+    return featurize(made, (data, cards))
+
+
+def check_fit(bank: ConverterBank, about: dict, store: FeatureStore, path: Path) -> None:
+    """Converters must have been fitted on this student and these spaces (same checkpoints, same widths)."""
+    if about["student"] != store.student:
+        raise UserError(f"{path} converts from {about['student']}, but the features' student is {store.student}")
+    for name, fitted in about["spaces"].items():
+        space = store.spaces.get(name)
+        if space is None:
+            raise UserError(f"{path} has a converter to {name}, which the features of {store.path} lack")
+        for key, word in (("dim", "dims"), ("backend", "backend"), ("digest", "weights")):
+            if fitted[key] != space[key]:
+                raise UserError(
+                    f"{path} was fitted on other {word} of {name} ({fitted[key]}) than {store.path} has ({space[key]})"
+                )

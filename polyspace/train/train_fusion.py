@@ -1,0 +1,229 @@
+"""python -m polyspace.train.train_fusion: a gated fusion head on cached features, beside its student-only control."""
+
+import copy
+import math
+import shutil
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor
+
+from polyspace.config import parse, run_command
+from polyspace.data.batch import CachedFeatures, VideoBatch
+from polyspace.data.feature_store import FeatureStore
+from polyspace.data.featurize import SourceConfig
+from polyspace.models.spaces.converters import ConverterBank, load_converters
+from polyspace.models.spaces.fusion import FusionHead, StudentHead, matched_pair
+from polyspace.train.engine import PlainEngine
+from polyspace.train.loop import FitSettings, fit
+from polyspace.train.optim import build_adamw
+from polyspace.train.phase import Phase, StepOutput
+from polyspace.train.stores import check_fit, get_store
+from polyspace.utils.checkpoint_io import (
+    load_torch,
+    save_torch,
+    sha256_file,
+    sha256_json,
+    try_writing,
+    write_json,
+    write_text,
+)
+from polyspace.utils.errors import UserError
+from polyspace.utils.flops import num_params
+from polyspace.utils.holdout import hold_out
+from polyspace.utils.log import say, warn
+from polyspace.utils.misc import get_device, set_seed
+from polyspace.utils.run_info import run_info
+
+FORMAT, VERSION = "polyspace.fusion", 1
+
+
+class FusionConfig(SourceConfig):
+    converters: Path = Field(description="file written by train-converter")
+    features: Path = Field(Path("features"), description="folder to look for a fitting feature store in")
+    classes: int | None = Field(None, ge=2, description="number of classes; a fact of the data set, checked")
+    hidden: int = Field(256, ge=1, description="width of the fused representation")
+    batch: int = Field(4, ge=1, description="clips an update")
+    epochs: int = Field(5, ge=1, description="passes over the training part")
+    lr: float = Field(3e-4, gt=0, description="peak learning rate")
+    weight_decay: float = Field(0.05, ge=0, description="on matrices only")
+    holdout: float = Field(0.2, gt=0, lt=1, description="share of source videos kept aside to choose the epoch")
+    seed: int = Field(0, ge=0, description="weights, order of clips, held-out videos")
+    save_dir: Path = Field(Path("checkpoints/fusion"), description="folder of the result")
+
+
+class FusionPhase(Phase):
+    """Both heads on the same batches; their losses add up and share no parameter. Best epochs live in buffers."""
+
+    def __init__(self, bank: ConverterBank, fusion: FusionHead, control: StudentHead, held_out: VideoBatch) -> None:
+        super().__init__()
+        self.bank, self.fusion, self.control = bank.requires_grad_(False), fusion, control
+        self.best_fusion = copy.deepcopy(fusion).requires_grad_(False)
+        self.best_control = copy.deepcopy(control).requires_grad_(False)
+        self.register_buffer("best", torch.full((2, 2), -math.inf, dtype=torch.float64))  # per head: score, step
+        self._held_out = held_out
+
+    def logits(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return self.fusion(x, self.bank(x)), self.control(x)
+
+    def forward(self, batch: VideoBatch) -> StepOutput:
+        assert batch.features is not None and batch.label is not None
+        fused, alone = self.logits(batch.features["student"])
+        losses = [F.cross_entropy(z, batch.label) for z in (fused, alone)]
+        gates = {f"gate_{name}": gate.detach() for name, gate in self.fusion.gates.items()}
+        return StepOutput(
+            losses[0] + losses[1], {"loss_fusion": losses[0].detach(), "loss_student": losses[1].detach()} | gates
+        )
+
+    def evaluate(self, step: int) -> dict[str, Any]:
+        """Held-out accuracy of both heads; a head is kept when it is more accurate, or as accurate at less loss."""
+        batch = self._held_out.to(self.best.device)
+        assert batch.features is not None and batch.label is not None
+        out = {}
+        heads = (("fusion", self.fusion, self.best_fusion), ("student", self.control, self.best_control))
+        for row, ((name, head, best), logits) in enumerate(
+            zip(heads, self.logits(batch.features["student"]), strict=True)
+        ):
+            accuracy = (logits.argmax(1) == batch.label).double().mean()
+            loss = F.cross_entropy(logits.double(), batch.label)
+            score = accuracy - 1e-4 * loss.clamp(max=100)
+            if score > self.best[row, 0]:
+                self.best[row] = torch.stack([score, torch.tensor(float(step), dtype=torch.float64).to(score)])
+                best.load_state_dict(head.state_dict())
+            out |= {f"held_out_top1_{name}": accuracy.item(), f"held_out_loss_{name}": loss.item()}
+        return out
+
+
+def load_fusion(path: Path, bank: ConverterBank) -> tuple[FusionHead, StudentHead, dict[str, Any]]:
+    """Both heads and what stands beside them in the file."""
+    about = load_torch(path, "fusion file")
+    if about.pop("format", None) != FORMAT:
+        raise UserError(f"{path} is not a fusion file")
+    version = about.pop("format_version", None)
+    if version != VERSION:
+        raise UserError(f"{path} has format version {version}, this release reads version {VERSION}")
+    shape = about["shape"]
+    if bank.dims != shape["spaces"]:
+        raise UserError(f"{path} was trained with spaces {shape['spaces']}, the converters give {bank.dims}")
+    fusion, control = matched_pair(shape["student"], shape["spaces"], shape["hidden"], shape["classes"])
+    fusion.load_state_dict(about.pop("fusion"))
+    control.load_state_dict(about.pop("control"))
+    return fusion.eval(), control.eval(), about
+
+
+def _check_classes(config: FusionConfig, store: FeatureStore) -> int:
+    """The number of classes is the data set's; classes without a training clip are named."""
+    count = len(store.classes)
+    if count < 2:
+        raise UserError(f"{store.path} has {count} classes; a head needs at least two")
+    if config.classes is not None and config.classes < count:
+        raise UserError(f"--classes {config.classes}: {config.dataset} has {count} classes")
+    if config.classes is not None and config.classes > count:
+        warn(f"--classes {config.classes}: {config.dataset} has {count} classes here, which is used")
+    present = set(store.labels().tolist())
+    lacking = [name for k, name in enumerate(store.classes) if k not in present]
+    if lacking:
+        warn(
+            f"{len(lacking)} of {count} classes have no training clip and can't be predicted: {', '.join(lacking[:5])}"
+        )
+    return count
+
+
+def train(config: FusionConfig) -> Path:
+    """Train both heads; returns the file written."""
+    bank, about = load_converters(config.converters)
+    try_writing(config.save_dir)
+    store = get_store(config, config.features, config.save_dir / "cache")
+    check_fit(bank, about, store, config.converters)
+    classes = _check_classes(config, store)
+    x, labels = store.features(store.student), store.labels()
+    held = hold_out(store.groups, labels.tolist(), config.holdout, config.seed)
+    set_seed(config.seed)
+    fusion, control = matched_pair(x.shape[1], bank.dims, config.hidden, classes)
+    with torch.no_grad():
+        fusion.input.fit(x[~held])
+        control.input.fit(x[~held])
+        for name, translated in bank(x[~held]).items():
+            fusion.inputs[name].fit(translated)
+    data = CachedFeatures({"student": x[~held]}, labels[~held])
+    phase = FusionPhase(bank, fusion, control, CachedFeatures({"student": x}, labels).batch(held.nonzero().flatten()))
+    per_epoch = -(-len(data) // config.batch)
+    settings = FitSettings(
+        steps=config.epochs * per_epoch,
+        batch=min(config.batch, len(data)),
+        lr=config.lr,
+        save_every=per_epoch,
+        eval_every=per_epoch,
+        seed=config.seed,
+    )
+    engine = PlainEngine(phase, build_adamw(phase, config.lr, config.weight_decay), get_device(config.device))
+    depends = {"features": store.fingerprint, "converters": sha256_file(config.converters), "hidden": config.hidden}
+    depends |= {"holdout": config.holdout, "weight_decay": config.weight_decay}
+    # named by all that the run depends on: the same line continues a killed run, another line starts its own
+    folder = config.save_dir / f"run-{sha256_json([asdict(settings), depends])[:12]}"
+    fit(engine, len(data), data.batch, settings, folder, name="fusion", about=depends)
+    path = _save(config, phase.cpu(), store, per_epoch, {"train": len(data), "held_out": int(held.sum())})
+    write_text(config.save_dir / "metrics.jsonl", (folder / "metrics.jsonl").read_text())
+    shutil.rmtree(folder)
+    return path
+
+
+def _save(config: FusionConfig, phase: FusionPhase, store: FeatureStore, per_epoch: int, clips: dict[str, int]) -> Path:
+    path = config.save_dir / f"fusion_ep{config.epochs}.pt"
+    shape = {"student": store.spaces[store.student]["dim"], "spaces": phase.bank.dims}
+    shape |= {"hidden": config.hidden, "classes": len(store.classes)}
+    epochs = {name: round(phase.best[row, 1].item() / per_epoch) for row, name in enumerate(("fusion", "student"))}
+    with torch.no_grad():
+        scores = FusionPhase(phase.bank, phase.best_fusion, phase.best_control, phase._held_out).eval().evaluate(0)
+    params = {"fusion": num_params(phase.fusion), "student": num_params(phase.control)}
+    gates = {name: gate.item() for name, gate in phase.best_fusion.gates.items()}
+    about = {
+        "format": FORMAT,
+        "format_version": VERSION,
+        "shape": shape,
+        "classes": store.classes,
+        "converters": str(config.converters),
+        "converters_sha256": sha256_file(config.converters),
+        "train_fingerprint": store.fingerprint,
+        "best_epoch": epochs,
+        "held_out": scores,
+        "clips": clips,
+        "params": params,
+        "gates": gates,
+        "stand_ins": store.stand_ins,
+        "settings": {k: getattr(config, k) for k in ("epochs", "batch", "lr", "weight_decay", "holdout", "seed")},
+    }
+    save_torch(path, about | {"fusion": phase.best_fusion.state_dict(), "control": phase.best_control.state_dict()})
+    write_json(config.save_dir / "run.json", run_info("train-fusion", config) | {"result": about})
+    for name, label in (("fusion", "fusion head"), ("student", "student-only head")):
+        say(
+            f"{label}: {params[name]} parameters, best epoch {epochs[name]} of {config.epochs}, "
+            f"held-out top-1 {scores[f'held_out_top1_{name}']:.3f} ({clips['held_out']} clips)"
+        )
+    say("gates: " + ", ".join(f"{name} {value:+.3f}" for name, value in gates.items()))
+    say(f"-> {path}")
+    return path
+
+
+def main(argv: Sequence[str]) -> int:
+    config = parse(
+        FusionConfig,
+        argv,
+        prog="polyspace train-fusion",
+        about="Train a residual-gated fusion head and its parameter-matched student-only control on cached features.",
+        example="python -m polyspace.train.train_fusion --dataset hmdb51 --root ./datasets/hmdb51 --split train "
+        "--student vjepa2 --teachers videomae timesformer vivit "
+        "--converters ./checkpoints/converters/converters_ep10.pt --classes 51 --frames 16 --batch 4 --epochs 5 "
+        "--lr 3e-4 --save_dir ./checkpoints/fusion",
+    )
+    train(config)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(run_command(main))

@@ -1,0 +1,65 @@
+"""Scores of classifiers and of translated features."""
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int64
+from torch import Tensor
+
+
+def top_k_hits(logits: Float[Tensor, "n K"], labels: Int64[Tensor, " n"], k: int) -> Tensor:
+    """1.0 where the label is among the k highest logits, else 0.0; (n,) float64. Ties count against the label."""
+    own = logits.gather(1, labels[:, None])
+    better = (logits >= own).sum(1) - 1
+    return (better < k).double()
+
+
+def mean_class_accuracy(hits: Float[Tensor, " n"], labels: Int64[Tensor, " n"]) -> float:
+    """Mean over the classes that occur of their share of hits."""
+    return sum(hits[labels == c].mean().item() for c in labels.unique()) / len(labels.unique())
+
+
+def confusion_matrix(predicted: Int64[Tensor, " n"], labels: Int64[Tensor, " n"], classes: int) -> Int64[Tensor, "K K"]:
+    """Counts; rows are true classes, columns predicted ones."""
+    return torch.bincount(labels * classes + predicted, minlength=classes * classes).view(classes, classes)
+
+
+def bootstrap_interval(
+    values: Float[Tensor, " n"], seed: int = 0, draws: int = 2000, level: float = 0.95
+) -> tuple[float, float]:
+    """Percentile bootstrap interval of the mean over clips; for paired comparisons give the differences."""
+    generator = torch.Generator().manual_seed(seed)
+    picks = torch.randint(len(values), (draws, len(values)), generator=generator)
+    means = values.double()[picks].mean(1)
+    tail = (1 - level) / 2
+    low, high = torch.quantile(means, torch.tensor([tail, 1 - tail], dtype=torch.float64))
+    return low.item(), high.item()
+
+
+def mean_cosine(x: Float[Tensor, "n d"], y: Float[Tensor, "n d"]) -> float:
+    """Mean cosine between corresponding rows."""
+    return F.cosine_similarity(x.double(), y.double(), dim=1).mean().item()
+
+
+def knn_overlap(x: Float[Tensor, "n d"], y: Float[Tensor, "n e"], k: int = 10, most: int = 2000) -> float:
+    """Mean share of common members among the k nearest neighbours (cosine) of each row in both spaces.
+
+    Uses the first `most` rows. Chance is k/(n − 1).
+    """
+    x, y = x[:most].double(), y[:most].double()
+    k = min(k, len(x) - 1)
+    if k < 1:
+        return float("nan")
+    near = [_neighbours(z, k) for z in (x, y)]
+    common = (near[0][:, :, None] == near[1][:, None, :]).any(2)
+    return common.double().mean().item()
+
+
+def _neighbours(z: Tensor, k: int) -> Tensor:
+    z = F.normalize(z - z.mean(0), dim=1)
+    return (z @ z.T).fill_diagonal_(float("-inf")).topk(k, dim=1).indices
+
+
+def r2_score(predicted: Float[Tensor, "n d"], true: Float[Tensor, "n d"], baseline: Float[Tensor, " d"]) -> float:
+    """1 − Σ‖predicted − true‖² / Σ‖baseline − true‖²; `baseline` is the constant that a mean predictor would give."""
+    error, total = (predicted - true).double().square().sum(), (baseline - true).double().square().sum()
+    return (1 - error / total).item() if total > 0 else 0.0

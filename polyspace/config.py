@@ -138,7 +138,7 @@ def parse(cls: type[C], argv: Sequence[str], *, prog: str, about: str, example: 
         )
     flags_given = vars(spaces)
     config_file, assignments = flags_given.pop("config"), flags_given.pop("set")
-    values = read_yaml(config_file) if config_file else {}
+    values = read_yaml(Path(config_file)) if config_file else {}
     if config_file:
         validate_keys(cls, values, f"--config {config_file}")
     values |= flags_given

@@ -11,12 +11,15 @@ from polyspace.data.records import ClipRecord, VideoDataset, check_root, inside,
 from polyspace.utils.errors import UserError
 
 SPLIT_FOLDER = "testTrainMulti_7030_splits"
-CLASSES = (
-    "brush_hair cartwheel catch chew clap climb climb_stairs dive draw_sword dribble drink eat fall_floor fencing "
-    "flic_flac golf handstand hit hug jump kick kick_ball kiss laugh pick pour pullup punch push pushup ride_bike "
-    "ride_horse run shake_hands shoot_ball shoot_bow shoot_gun sit situp smile smoke somersault stand "
-    "swing_baseball sword sword_exercise talk throw turn walk wave"
-).split()
+# fmt: off
+CLASSES = [
+    "brush_hair", "cartwheel", "catch", "chew", "clap", "climb", "climb_stairs", "dive", "draw_sword", "dribble",
+    "drink", "eat", "fall_floor", "fencing", "flic_flac", "golf", "handstand", "hit", "hug", "jump", "kick",
+    "kick_ball", "kiss", "laugh", "pick", "pour", "pullup", "punch", "push", "pushup", "ride_bike", "ride_horse",
+    "run", "shake_hands", "shoot_ball", "shoot_bow", "shoot_gun", "sit", "situp", "smile", "smoke", "somersault",
+    "stand", "swing_baseball", "sword", "sword_exercise", "talk", "throw", "turn", "walk", "wave",
+]
+# fmt: on
 
 
 def build(root: Path, split: str, *, fold: int = 1, annotations: Path | None = None) -> VideoDataset:

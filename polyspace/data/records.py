@@ -13,7 +13,7 @@ SPLITS = ("train", "validation", "test")
 
 @dataclass(frozen=True)
 class ClipRecord:
-    """One clip: `id` is unique in its data set, `label` a class id or None, `group` the source video it was cut from."""
+    """One clip: `id` is unique, `label` a class id or None, `group` the source video it was cut from."""
 
     id: str
     path: Path
@@ -42,7 +42,7 @@ def check_root(root: Path, name: str) -> Path:
 
 
 def inside(root: Path, relative: str) -> Path:
-    """`root/relative`, refused if the name is absolute or climbs out of root (a link inside root may point anywhere)."""
+    """`root/relative`; a name that is absolute or climbs out of root is refused."""
     plain = relative.replace("\\", "/")
     if plain.startswith("/") or os.path.isabs(relative) or ".." in plain.split("/") or "\0" in plain:
         raise UserError(f"an annotation names {relative!r}, which lies outside --root {root}")

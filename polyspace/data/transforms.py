@@ -9,7 +9,7 @@ from polyspace.utils.plan import Plan
 
 
 def resized_shape(height: int, width: int, rule: int | tuple[int, int]) -> tuple[int, int]:
-    """Short side to `rule`, the long side scaled alike and cut to whole pixels (as torchvision and HF do)."""
+    """Short side to `rule`, the long side scaled alike and cut to whole pixels (as torchvision does)."""
     if isinstance(rule, tuple):
         return rule
     short, long = sorted((height, width))
@@ -28,7 +28,7 @@ def resize(video: UInt8[Tensor, "T H W 3"], shape: tuple[int, int], mode: str = 
 
 
 def crop_at(video: UInt8[Tensor, "T H W 3"], shape: tuple[int, int], at: float = 0.5) -> UInt8[Tensor, "T h w 3"]:
-    """A window of `shape`, centred on the short side and at `at` (0..1) along the long one; zeros where it overhangs."""
+    """A window of `shape`, centred on the short side, at `at` (0..1) along the long one; overhang is 0."""
     height, width = video.shape[1:3]
     pad_h, pad_w = max(0, shape[0] - height), max(0, shape[1] - width)
     if pad_h or pad_w:

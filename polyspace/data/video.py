@@ -8,6 +8,7 @@ its first decode error.
 
 import bisect
 import contextlib
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -342,7 +343,7 @@ def _probe(path: str, mtime_ns: int, size: int) -> VideoInfo:
         rotation = round((first.rotation or 0) / 90) % 4 * 90
         height, width = (first.width, first.height) if rotation % 180 else (first.height, first.width)
         known = [t for t in times if t is not None]
-        steps = {b - a for a, b in zip(known, known[1:], strict=False)}
+        steps = {b - a for a, b in itertools.pairwise(known)}
         spread = max(steps) - min(steps) if steps else 0
         stream = video._stream
         fps = video.fps

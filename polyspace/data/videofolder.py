@@ -62,11 +62,10 @@ def _folders(folder: Path) -> list[Path]:
 
 
 def _files(folder: Path) -> list[Path]:
-    return sorted(
-        p
-        for p in folder.rglob("*")
-        if p.is_file() and not p.name.startswith(".") and p.suffix.lower() not in _COMPANIONS
-    )
+    def visible(path: Path) -> bool:
+        return not any(part.startswith(".") for part in path.relative_to(folder).parts)
+
+    return sorted(p for p in folder.rglob("*") if p.is_file() and visible(p) and p.suffix.lower() not in _COMPANIONS)
 
 
 def _from_list(root: Path, split: str, list_file: Path) -> VideoDataset:

@@ -15,7 +15,8 @@ _STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--paper); margin: 0; }
 main { max-width: 60rem; margin: 0 auto; padding: 1.5rem 1rem 4rem; }
 h1 { margin: 0 0 .25rem; } h2 { margin: 2.2rem 0 .6rem; border-bottom: 1px solid var(--line); }
-.scroll { overflow-x: auto; } table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .92rem; }
+.scroll { overflow-x: auto; }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .92rem; }
 th, td { border: 1px solid var(--line); padding: .3rem .6rem; text-align: left; white-space: nowrap; }
 th { background: var(--soft); } figure { margin: 1rem 0; }
 img { max-width: 100%; height: auto; background: #fff; border: 1px solid var(--line); }
@@ -59,9 +60,8 @@ class Page:
     def image(self, path: Path, caption: str) -> None:
         data = base64.b64encode(Path(path).read_bytes()).decode()
         alt = html.escape(caption, quote=True)
-        self.parts.append(
-            f'<figure><img alt="{alt}" src="data:image/png;base64,{data}"><figcaption>{html.escape(caption)}</figcaption></figure>'
-        )
+        image = f'<img alt="{alt}" src="data:image/png;base64,{data}">'
+        self.parts.append(f"<figure>{image}<figcaption>{html.escape(caption)}</figcaption></figure>")
 
     def write(self, path: Path) -> Path:
         title = html.escape(self.title)

@@ -32,7 +32,7 @@ class PlainEngine:
         self.phase, self.optimizer, self.device, self.clip_norm = phase.to(device), optimizer, device, clip_norm
 
     def update(self, batches: list[VideoBatch], lr: float) -> tuple[StepOutput, bool]:
-        """One optimizer step on the mean of the micro-batches' losses; returns the last output and whether it counted."""
+        """One step on the mean of the micro-batches' losses; the output, and whether the step counted."""
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         self.optimizer.zero_grad(set_to_none=True)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from polyspace.config import parse, run_command
 from polyspace.data.feature_store import FeatureStore
-from polyspace.data.featurize import SourceConfig, open_source
+from polyspace.data.featurize import SourceConfig
 from polyspace.models.spaces.converters import ConverterBank, load_converters
 from polyspace.report.eval_report import write_eval_files
 from polyspace.train.cost import cost_table
@@ -109,7 +109,7 @@ def evaluate(config: EvalConfig) -> dict[str, Any]:
         raise UserError(f"{config.fusion} was trained with other converters than {config.converters}")
     out = config.out or config.fusion.parent
     try_writing(out)
-    store = get_store(config, config.features, out / "cache")
+    store, cards = get_store(config, config.features, out / "cache")
     check_fit(bank, about, store, config.converters)
     if store.classes != fusion_about["classes"]:
         raise UserError(f"{store.path} has other classes than {config.fusion} was trained on")
@@ -118,7 +118,6 @@ def evaluate(config: EvalConfig) -> dict[str, Any]:
     rows, labels, unlabelled = _labelled(store)
     fused, alone = _logits(store.features(store.student)[rows], bank, (fusion, control), config.batch)
     device = get_device(config.device)
-    _, cards = open_source_quietly(config)
     costs = cost_table(
         cards, config.student, bank, fusion, device, measure=config.latency, budget_s=config.latency_budget
     )
@@ -150,15 +149,6 @@ def evaluate(config: EvalConfig) -> dict[str, Any]:
     }
     write_eval_files(result, out)
     return result
-
-
-def open_source_quietly(config: EvalConfig) -> tuple[Any, Any]:
-    """The cards once more, without repeating the notes that finding the store has already printed."""
-    import contextlib
-    import io
-
-    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-        return open_source(config)
 
 
 def _counts(store: FeatureStore, evaluated: int, unlabelled: int) -> dict[str, int]:
@@ -206,9 +196,8 @@ def main(argv: Sequence[str]) -> int:
             f"mean class {scores['mean_class']:.3f}"
         )
     low, high = result["difference"]["ci"]
-    say(
-        f"fusion − student only: {result['difference']['top1']:+.3f} [{low:+.3f}, {high:+.3f}]: {result['difference']['verdict']}"
-    )
+    difference = result["difference"]
+    say(f"fusion − student only: {difference['top1']:+.3f} [{low:+.3f}, {high:+.3f}]: {difference['verdict']}")
     folder = config.out or config.fusion.parent
     say(f"-> {folder / f'eval_{config.dataset}_{config.split}.md'}")
     return 0

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from polyspace.data.feature_store import FeatureStore, find_store
 from polyspace.data.featurize import FeaturizeConfig, SourceConfig, featurize, open_source, store_settings
+from polyspace.models.backbones import BackboneCard
 from polyspace.models.spaces.converters import ConverterBank
 from polyspace.utils.checkpoint_io import sha256_json
 from polyspace.utils.errors import UserError
@@ -12,18 +13,18 @@ from polyspace.utils.log import say
 CACHE_BATCH = 2  # clips a forward when a command has to featurize by itself
 
 
-def get_store(config: SourceConfig, features: Path, cache: Path) -> FeatureStore:
-    """The store of these clips and backbones in `features`, else in `cache`, else made there now."""
+def get_store(config: SourceConfig, features: Path, cache: Path) -> tuple[FeatureStore, dict[str, BackboneCard]]:
+    """The store of these clips and backbones in `features`, else in `cache`, else made there now; and their cards."""
     data, cards = open_source(config)
     fingerprint = sha256_json(store_settings(config, data, cards))
     store = find_store([features, cache], data.name, data.split, fingerprint)
     if store is not None:
         say(f"features: {store.path} ({len(store)} clips, nothing to decode)")
-        return store
+        return store, cards
     say(f"features: none in {features} fit these settings; featurizing once into {cache}")
     shared = {name: getattr(config, name) for name in SourceConfig.model_fields if name != "list_file"}
     made = FeaturizeConfig(**shared, list=config.list_file, out=cache, batch=CACHE_BATCH, overwrite=True)
-    return featurize(made, (data, cards))
+    return featurize(made, (data, cards)), cards
 
 
 def check_fit(bank: ConverterBank, about: dict, store: FeatureStore, path: Path) -> None:

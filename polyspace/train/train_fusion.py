@@ -138,7 +138,7 @@ def train(config: FusionConfig) -> Path:
     """Train both heads; returns the file written."""
     bank, about = load_converters(config.converters)
     try_writing(config.save_dir)
-    store = get_store(config, config.features, config.save_dir / "cache")
+    store, _ = get_store(config, config.features, config.save_dir / "cache")
     check_fit(bank, about, store, config.converters)
     classes = _check_classes(config, store)
     x, labels = store.features(store.student), store.labels()

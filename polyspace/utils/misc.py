@@ -66,4 +66,4 @@ def masked_mean(x: Float[Tensor, "B N D"], valid: Bool[Tensor, "B N"]) -> Float[
 
 def straight_through(hard: Tensor, soft: Tensor) -> Tensor:
     """The value of `hard` with the gradient of `soft`."""
-    return hard.detach() + soft - soft.detach()
+    return hard.detach() + (soft - soft.detach())

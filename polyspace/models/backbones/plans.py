@@ -42,9 +42,8 @@ def read_plan(name: str, config: Any, frames: int, found: Checkpoint) -> Plan:
         return base
     plan = plan_from_config(base, file, f"{found.name}/preprocessor_config.json")
     if plan.crop != base.crop:
-        raise UserError(
-            f"{plan.source}: a crop of {plan.crop[0]}x{plan.crop[1]} does not fit the model's {base.crop[0]}x{base.crop[1]}"
-        )
+        got, fits = (f"{height}x{width}" for height, width in (plan.crop, base.crop))
+        raise UserError(f"{plan.source}: a crop of {got} does not fit the model's {fits}")
     low, high = plan.range()
     if name == "vivit" and (low < -1.01 or high > 1.01):
         warn(f"{plan.source} would normalise twice (to {low:.2f}…{high:.2f}); pixels are mapped to −1…1 once")

@@ -1,0 +1,48 @@
+"""`polyspace VERB …`: every command of the package, the same code that `python -m …` runs."""
+
+import importlib
+import sys
+from collections.abc import Sequence
+
+from polyspace.version import __version__
+
+# verb -> (module with main(argv), what it does); modules are imported when their verb is called
+VERBS = {
+    "synth": ("polyspace.data.synthetic", "write generated clips in an official data set layout"),
+    "featurize": ("polyspace.data.featurize", "videos -> feature store of a student and its teachers"),
+    "train-converter": ("polyspace.train.train_converter", "fit converters from the student's space to the teachers'"),
+    "train-fusion": ("polyspace.train.train_fusion", "train the fusion head and its student-only control"),
+    "eval": ("polyspace.train.eval_downstream", "accuracy, translation quality and cost on a split"),
+    "demo": ("polyspace.train.demo", "the whole job on generated clips, with a report"),
+    "make-backbones": ("polyspace.train.embedded", "train the demo's four small backbones from nothing"),
+    "doctor": ("polyspace.doctor", "what is installed, found and missing on this machine"),
+}
+
+
+def usage() -> str:
+    width = max(map(len, VERBS))
+    lines = [f"  {verb.ljust(width)}  {about}" for verb, (_, about) in VERBS.items()]
+    return "\n".join(["usage: polyspace VERB [flags]   (polyspace VERB --help for its flags)", "", *lines])
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = list(sys.argv[1:] if argv is None else argv)
+    if not args or args[0] in ("-h", "--help", "help"):
+        sys.stdout.write(usage() + "\n")
+        return 0
+    if args[0] in ("-V", "--version"):
+        sys.stdout.write(f"polyspace {__version__}\n")
+        return 0
+    verb, rest = args[0], args[1:]
+    if verb not in VERBS:
+        from polyspace.utils.errors import did_you_mean
+
+        sys.stderr.write(f"error: unknown verb '{verb}'{did_you_mean(verb, VERBS)}\n")
+        return 2
+    from polyspace.config import run_command
+
+    return run_command(importlib.import_module(VERBS[verb][0]).main, rest)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

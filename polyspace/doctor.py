@@ -1,0 +1,129 @@
+"""`polyspace doctor`: versions, decoders, devices, weights in the cache, and the command for what is missing."""
+
+import importlib
+import importlib.metadata
+import os
+import platform
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+from polyspace.config import Config, parse, run_command
+from polyspace.utils.log import say, table
+from polyspace.version import __version__
+
+NEEDED = ("torch", "numpy", "av", "transformers", "huggingface_hub", "safetensors", "pydantic", "yaml", "matplotlib")
+OPTIONAL = {  # module -> (what it gives, command)
+    "torchcodec": ("faster decoding", "pip install 'polyspace[torchcodec]'"),
+    "deepspeed": ("ZeRO-2 training", "pip install 'polyspace[deepspeed]'"),
+    "h5py": ("DROID files", "pip install 'polyspace[robot]'"),
+}
+_DISTRIBUTIONS = {"yaml": "pyyaml"}
+
+
+class DoctorConfig(Config):
+    pass
+
+
+def module_state(name: str) -> tuple[bool, str]:
+    """Whether a module imports, and its version or why not."""
+    try:
+        importlib.import_module(name)
+    except Exception as error:
+        first = str(error).strip().splitlines()
+        return False, f"{type(error).__name__}: {first[0] if first else ''}"[:90]
+    try:
+        return True, importlib.metadata.version(_DISTRIBUTIONS.get(name, name))
+    except importlib.metadata.PackageNotFoundError:
+        return True, "unknown version"
+
+
+def package_rows() -> tuple[list[list[str]], bool]:
+    """Rows of packages with their state and the command that mends it; False if a needed one is missing."""
+    rows, sound = [], True
+    for name in NEEDED:
+        found, text = module_state(name)
+        sound &= found
+        rows.append([name, "ok" if found else "MISSING", text, "" if found else f"pip install {name}"])
+    for name, (gives, command) in OPTIONAL.items():
+        found, text = module_state(name)
+        rows.append([name, "ok" if found else "absent", text if found else gives, "" if found else command])
+    return rows, sound
+
+
+def decoder_rows() -> list[list[str]]:
+    """Which codecs FFmpeg, as PyAV brings it, can decode and write here."""
+    import av
+
+    rows = []
+    for codec, writer in {
+        "h264": "libx264",
+        "hevc": "libx265",
+        "vp9": "libvpx-vp9",
+        "av1": "libsvtav1",
+        "mpeg4": "mpeg4",
+    }.items():
+        state = []
+        for name, mode in ((codec if codec != "av1" else "libdav1d", "r"), (writer, "w")):
+            try:
+                av.Codec(name, mode)
+                state.append("yes")
+            except (av.FFmpegError, ValueError):
+                state.append("no")
+        rows.append([codec, *state])
+    return rows
+
+
+def weight_rows() -> list[list[str]]:
+    """The default checkpoints: in the local cache, reachable, or neither (then `identity` stands in)."""
+    from polyspace.models.backbones.checkpoints import hub_reachable
+    from polyspace.models.backbones.hf import FAMILIES
+
+    rows = []
+    for name, family in FAMILIES.items():
+        cached = _cached(family.default_id)
+        fetch = "" if cached else f"hf download {family.default_id}"
+        state = "cached" if cached else "can be fetched" if hub_reachable() else "not cached, hub not reachable"
+        rows.append([name, family.default_id, state, fetch])
+    return rows
+
+
+def _cached(repo: str) -> bool:
+    from huggingface_hub import try_to_load_from_cache
+
+    return isinstance(try_to_load_from_cache(repo, "config.json"), str)
+
+
+def main(argv: Sequence[str]) -> int:
+    parse(
+        DoctorConfig,
+        argv,
+        prog="polyspace doctor",
+        about="Say what is installed, found and missing, and the command that mends it.",
+        example="polyspace doctor",
+    )
+    say(f"polyspace {__version__}, Python {platform.python_version()}, {platform.platform()}, {os.cpu_count()} cores")
+    rows, sound = package_rows()
+    _print("packages", rows, ["package", "state", "version or use", "mend with"])
+    if not sound:
+        return 1
+    import torch
+
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
+    say(f"GPU: {gpu}; threads: {torch.get_num_threads()}; bf16 on CPU: {torch.ops.mkldnn._is_mkldnn_bf16_supported()}")
+    _print("video codecs (PyAV)", decoder_rows(), ["codec", "decode", "write"])
+    _print("weights", weight_rows(), ["backbone", "checkpoint", "state", "fetch with"])
+    cache = Path(os.environ.get("HF_HOME", Path.home() / ".cache" / "huggingface"))
+    say(f"hub cache: {cache} ({'there' if cache.is_dir() else 'not there yet'})")
+    say(f"free disk here: {shutil.disk_usage('.').free / 2**30:.1f} GiB")
+    return 0
+
+
+def _print(title: str, rows: list[list[str]], header: list[str]) -> None:
+    say(f"\n{title}")
+    for line in table(rows, header):
+        say(line)
+
+
+if __name__ == "__main__":
+    raise SystemExit(run_command(main))

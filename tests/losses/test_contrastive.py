@@ -1,0 +1,42 @@
+"""NT-Xent against its closed form and a loop."""
+
+import json
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from jaxtyping import TypeCheckError
+
+from polyspace.losses import nt_xent_loss
+
+
+@pytest.mark.parametrize("temperature", [0.05, 1.0])
+def test_parallel_inputs_give_ln_2n_minus_1(real_data, temperature):
+    cases = json.loads((real_data / "numeric" / "ntxent_lightly_identities.json").read_text())
+    for n, expected in cases.items():
+        x = torch.ones(int(n), 5)
+        assert nt_xent_loss(x, 2 * x, temperature).item() == pytest.approx(expected, abs=1e-5)
+
+
+def test_it_equals_the_sum_written_as_loops():
+    a, b = torch.randn(3, 4, dtype=torch.float64), torch.randn(3, 4, dtype=torch.float64)
+    z = F.normalize(torch.cat([a, b]), dim=1)
+    total = 0.0
+    for i in range(6):
+        j = (i + 3) % 6
+        scores = [math.exp((z[i] @ z[k]).item() / 0.2) for k in range(6) if k != i]
+        total -= (z[i] @ z[j]).item() / 0.2 - math.log(sum(scores))
+    assert nt_xent_loss(a, b, 0.2).item() == pytest.approx(total / 6, abs=1e-12)
+
+
+def test_half_precision_input_is_summed_in_float32_and_gradients_flow():
+    a = torch.randn(4, 8, dtype=torch.bfloat16, requires_grad=True)
+    loss = nt_xent_loss(a, torch.randn(4, 8, dtype=torch.bfloat16))
+    loss.backward()
+    assert loss.dtype == torch.float32 and a.grad.abs().sum() > 0
+
+
+def test_different_shapes_are_refused():
+    with pytest.raises((ValueError, TypeCheckError)):
+        nt_xent_loss(torch.randn(3, 4), torch.randn(2, 4))

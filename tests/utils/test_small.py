@@ -1,0 +1,99 @@
+"""Hold-out, metrics, padding, seeds."""
+
+import math
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from polyspace.utils.errors import UserError, did_you_mean
+from polyspace.utils.holdout import hold_out
+from polyspace.utils.metrics import bootstrap_interval, confusion_matrix, knn_overlap, mean_class_accuracy, top_k_hits
+from polyspace.utils.misc import get_device, masked_mean, pad_stack, set_seed, straight_through
+
+
+def test_a_source_video_lies_wholly_on_one_side_and_every_class_is_shared_out():
+    groups = [f"film{i // 3}" for i in range(90)]
+    labels = [i // 30 for i in range(90)]
+    mask = hold_out(groups, labels, 0.2, seed=1)
+    for name in set(groups):
+        assert len({mask[i].item() for i, g in enumerate(groups) if g == name}) == 1
+    for label in range(3):
+        assert mask[[i for i in range(90) if labels[i] == label]].double().mean() == pytest.approx(0.2)
+
+
+def test_the_choice_depends_on_names_not_on_order():
+    groups, labels = [f"g{i}" for i in range(20)], [i % 2 for i in range(20)]
+    mask = hold_out(groups, labels, 0.3)
+    order = torch.randperm(20).tolist()
+    shuffled = hold_out([groups[i] for i in order], [labels[i] for i in order], 0.3)
+    assert torch.equal(shuffled, mask[order])
+    assert not torch.equal(hold_out(groups, labels, 0.3, seed=5), mask)
+
+
+def test_a_class_of_one_video_stays_in_training_and_nothing_to_hold_out_is_an_error():
+    mask = hold_out(["a", "b", "c", "only"], [0, 0, 0, 1], 0.3)
+    assert not mask[3]
+    with pytest.raises(UserError, match="held out"):
+        hold_out(["a", "b"], [0, 1], 0.5)
+
+
+def test_scores_of_a_case_worked_by_hand():
+    logits = torch.tensor([[3.0, 2, 1], [1, 3, 2], [1, 2, 3], [5, 4, 3]])
+    labels = torch.tensor([0, 2, 2, 2])
+    assert top_k_hits(logits, labels, 1).tolist() == [1, 0, 1, 0]
+    assert top_k_hits(logits, labels, 2).tolist() == [1, 1, 1, 0]
+    assert mean_class_accuracy(top_k_hits(logits, labels, 1), labels) == pytest.approx((1 + 1 / 3) / 2)
+    assert confusion_matrix(logits.argmax(1), labels, 3).tolist() == [[1, 0, 0], [0, 0, 0], [1, 1, 1]]
+
+
+def test_ties_count_against_the_label():
+    assert top_k_hits(torch.zeros(1, 4), torch.tensor([0]), 1).item() == 0
+
+
+def test_bootstrap_interval_has_the_width_of_the_binomial():
+    hits = (torch.arange(400) < 300).double()
+    low, high = bootstrap_interval(hits)
+    half = 1.96 * math.sqrt(0.75 * 0.25 / 400)
+    assert low == pytest.approx(0.75 - half, abs=0.01) and high == pytest.approx(0.75 + half, abs=0.01)
+
+
+def test_knn_overlap_is_one_for_a_rotated_space_and_chance_for_noise():
+    x = torch.randn(200, 16)
+    q, _ = torch.linalg.qr(torch.randn(16, 16))
+    assert knn_overlap(x, 2 * x @ q) == pytest.approx(1.0)
+    assert knn_overlap(x, torch.randn(200, 16)) == pytest.approx(10 / 199, abs=0.03)
+
+
+def test_padded_items_never_enter_a_mean():
+    x, valid = pad_stack([torch.ones(2, 3), torch.full((4, 3), 2.0), torch.zeros(0, 3)])
+    assert x.shape == (3, 4, 3) and valid.sum(1).tolist() == [2, 4, 0]
+    x[0, 2:] = float("nan")
+    assert masked_mean(x, valid)[:, 0].tolist() == [1.0, 2.0, 0.0]
+
+
+def test_straight_through_has_the_hard_value_and_the_soft_gradient():
+    soft = torch.tensor([0.3, 0.8], requires_grad=True)
+    out = straight_through((soft > 0.5).float(), soft)
+    out.sum().backward()
+    assert out.tolist() == [0.0, 1.0] and soft.grad.tolist() == [1.0, 1.0]
+
+
+def test_seeds_repeat_and_devices_are_checked():
+    a = (set_seed(3), torch.rand(2))[1]
+    b = (set_seed(3), torch.rand(2))[1]
+    assert torch.equal(a, b)
+    assert get_device("cpu").type == "cpu"
+    with pytest.raises(UserError, match="--device warp"):
+        get_device("warp")
+
+
+def test_suggestions_name_the_nearest_word_or_all_of_them():
+    assert did_you_mean("videome", ["videomae", "vivit"]) == "; did you mean 'videomae'?"
+    assert did_you_mean("zzz", ["b", "a"]) == "; known: a, b"
+
+
+def test_lazy_names_of_misc_are_the_real_ones():
+    code = "import sys, polyspace.utils.misc as m; assert 'polyspace.losses' not in sys.modules; m.nt_xent_loss"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0

@@ -6,7 +6,17 @@ import sys
 from pathlib import Path
 
 PACKAGE = Path(__file__).parents[1] / "polyspace"
-FLOOR = {"utils": 0, "version": 0, "report": 1, "data": 1, "models": 1, "losses": 1, "planning": 1, "config": 2, "train": 3}
+FLOOR = {
+    "utils": 0,
+    "version": 0,
+    "report": 1,
+    "data": 1,
+    "models": 1,
+    "losses": 1,
+    "planning": 1,
+    "config": 2,
+    "train": 3,
+}
 FLOOR |= {"api": 4, "cli": 4, "doctor": 4}
 # entry points that live beside the code they run, and the re-exports of utils/misc.py
 ENTRY_POINTS = {"data/featurize.py": {"models", "config"}, "data/synthetic.py": {"config"}}

@@ -195,14 +195,19 @@ def _finish(
     clips = [
         {"id": r.id, "label": r.label, "group": r.group} | ({"text": r.text} if r.text else {}) for r in data.records
     ]
-    spaces = {name: card.identity() | {"trained": card.trained} for name, card in cards.items()}
+    spaces = {name: card.about() for name, card in cards.items()}
     head = {"dataset": data.name, "split": data.split, "student": config.student, "spaces": spaces}
-    head |= {"classes": data.classes, "missing": data.missing}
+    head |= {"classes": data.classes, "missing": data.missing, "generated": synthetic_root(config.root)}
     tokens = sum(c.dim * c.grid[0] * c.grid[1] * c.grid[2] for c in cards.values()) if config.tokens else 0
     row_bytes = 4 * (sum(card.dim for card in cards.values()) + tokens)
     store = writer.finish(clips, head, row_bytes)
     run = run_info("featurize", config) | {"counts": {"clips": len(store)}, "report": report}
     write_json(store.path.with_name(f"{store.path.stem}.run.json"), run)
+
+
+def synthetic_root(root: Path) -> bool:
+    """Whether the clips come from our own generator: reports must say so, whatever layout they lie in."""
+    return (root / "synthetic" / "truth.json").is_file()
 
 
 def summarise(store: FeatureStore, max_failed: float) -> int:

@@ -8,6 +8,12 @@ from polyspace.utils.checkpoint_io import write_json, write_text
 from polyspace.utils.log import table
 
 
+def data_name(result: dict[str, Any]) -> str:
+    """What was evaluated on, with a word where the clips are generated and only the layout is the data set's."""
+    name = f"{result['dataset']} {result['split']}"
+    return f"generated clips, {name} layout" if result["generated"] else name
+
+
 def stand_in_notice(result: dict[str, Any]) -> str | None:
     """The watermark's words, or None."""
     if not result["stand_ins"]:
@@ -75,7 +81,7 @@ def write_eval_files(result: dict[str, Any], folder: Path) -> None:
     """eval_{dataset}_{split}.{json,md} and its pictures in `folder`."""
     stem = f"eval_{result['dataset']}_{result['split']}"
     marked = bool(result["stand_ins"])
-    title = f"{result['dataset']} {result['split']}, fusion head"
+    title = f"{data_name(result)}, fusion head"
     confusion_figure(result["confusion"], result["classes"], folder / f"{stem}_confusion.png", title, marked)
     accuracy_figure(result["heads"], result["chance"], folder / f"{stem}_accuracy.png", marked)
     write_text(folder / f"{stem}.md", "\n".join(_markdown(result, stem)) + "\n")
@@ -83,7 +89,7 @@ def write_eval_files(result: dict[str, Any], folder: Path) -> None:
 
 
 def _markdown(result: dict[str, Any], stem: str) -> list[str]:
-    lines = [f"# {result['dataset']} {result['split']}", ""]
+    lines = [f"# {data_name(result)}", ""]
     notice = stand_in_notice(result)
     if notice:
         lines += [f"> **{notice}**", ""]

@@ -17,11 +17,12 @@ main { max-width: 60rem; margin: 0 auto; padding: 1.5rem 1rem 4rem; }
 h1 { margin: 0 0 .25rem; } h2 { margin: 2.2rem 0 .6rem; border-bottom: 1px solid var(--line); }
 .scroll { overflow-x: auto; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .92rem; }
-th, td { border: 1px solid var(--line); padding: .3rem .6rem; text-align: left; white-space: nowrap; }
+th, td { border: 1px solid var(--line); padding: .3rem .6rem; text-align: left; }
+th { white-space: nowrap; }
 th { background: var(--soft); } figure { margin: 1rem 0; }
 img { max-width: 100%; height: auto; background: #fff; border: 1px solid var(--line); }
 figcaption, .small { font-size: .88rem; opacity: .85; }
-pre { background: var(--soft); padding: .8rem; overflow-x: auto; font-size: .85rem; }
+pre { background: var(--soft); padding: .8rem; white-space: pre-wrap; overflow-wrap: anywhere; font-size: .8rem; }
 .warn { border: 2px solid var(--warn); color: var(--warn); padding: .7rem 1rem; font-weight: 600; margin: 1rem 0; }
 @media print { main { max-width: none; } h2 { break-after: avoid; } figure, table { break-inside: avoid; } }
 """

@@ -1,6 +1,6 @@
 """How a phase is run: wrapping, backward, update, state. The loop, phases and models don't ask which engine it is."""
 
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -9,6 +9,7 @@ from polyspace.data.batch import VideoBatch
 from polyspace.train.phase import Phase, StepOutput
 
 
+@runtime_checkable
 class Engine(Protocol):
     """The interface that the loop uses."""
 

@@ -126,6 +126,7 @@ def evaluate(config: EvalConfig) -> dict[str, Any]:
         "format_version": 1,
         "dataset": config.dataset,
         "split": config.split,
+        "generated": store.manifest.get("generated", False),
         "clips": _counts(store, len(rows), unlabelled),
         "stand_ins": store.stand_ins,
         "student": store.student,

@@ -130,7 +130,9 @@ def test_published_procrustes_examples_are_reproduced(real_data):
 
 def test_procrustes_to_fewer_dims_keeps_orthonormal_columns_and_beats_the_naive_form():
     x = torch.randn(400, 20, dtype=torch.float64) * torch.logspace(0, -1.5, 20, dtype=torch.float64)
-    y = x @ torch.linalg.qr(torch.randn(20, 8, dtype=torch.float64))[0] + 0.02 * torch.randn(400, 8, dtype=torch.float64)
+    y = x @ torch.linalg.qr(torch.randn(20, 8, dtype=torch.float64))[0] + 0.02 * torch.randn(
+        400, 8, dtype=torch.float64
+    )
     moments = Moments().update(x, y)
     best, naive = procrustes_from_moments(moments), procrustes_from_moments(moments, max_iterations=0)
     torch.testing.assert_close(best.rotation.T @ best.rotation, torch.eye(8, dtype=torch.float64))
@@ -161,17 +163,15 @@ def test_r2_from_moments_is_the_r2_of_the_rows():
     weight, bias = torch.randn(D, E, dtype=torch.float64), torch.randn(E, dtype=torch.float64)
     error = (x @ weight + bias - y).square().sum()
     moments = Moments().update(x, y)
-    assert r2_from_moments(weight, bias, moments) == pytest.approx(
-        (1 - error / (y - y.mean(0)).square().sum()).item()
-    )
+    assert r2_from_moments(weight, bias, moments) == pytest.approx((1 - error / (y - y.mean(0)).square().sum()).item())
     base = torch.randn(E, dtype=torch.float64)
-    assert r2_from_moments(weight, bias, moments, base) == pytest.approx(
-        (1 - error / (y - base).square().sum()).item()
-    )
+    assert r2_from_moments(weight, bias, moments, base) == pytest.approx((1 - error / (y - base).square().sum()).item())
 
 
 def test_mismatched_rows_or_widths_are_refused():
     with pytest.raises((ValueError, TypeCheckError)):
         linear_cka(torch.randn(5, 2), torch.randn(4, 2))
     with pytest.raises(ValueError, match="do not fit"):
-        Moments().update(torch.randn(5, 2), torch.randn(5, 3)).merge(Moments().update(torch.randn(5, 3), torch.randn(5, 3)))
+        Moments().update(torch.randn(5, 2), torch.randn(5, 3)).merge(
+            Moments().update(torch.randn(5, 3), torch.randn(5, 3))
+        )

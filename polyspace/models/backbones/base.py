@@ -48,17 +48,19 @@ class BackboneCard:
         return (self.plan.frames, *self.plan.crop, 3)
 
     def identity(self) -> dict[str, Any]:
-        """What a feature depends on, for fingerprints and manifests."""
+        """What a feature depends on, for fingerprints: the weights by their bytes, not by where they lie."""
         return {
             "backend": self.backend,
-            "checkpoint": self.checkpoint,
-            "revision": self.revision,
             "digest": self.digest,
             "dim": self.dim,
             "grid": list(self.grid),
             "pooling": self.pooling,
             "plan": {k: v for k, v in self.plan.as_dict().items() if k != "source"},
         }
+
+    def about(self) -> dict[str, Any]:
+        """What a manifest says of the space."""
+        return {"checkpoint": self.checkpoint, "revision": self.revision, "trained": self.trained} | self.identity()
 
     def flops(self, batch: int = 1) -> int:
         """Floating point operations of one forward, 2 a multiply-add, attention included; no weights are needed."""

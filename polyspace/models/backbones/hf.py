@@ -87,6 +87,7 @@ def describe(name: str, checkpoint: str | None, revision: str | None, frames: in
         import transformers
     except ImportError as error:
         raise WeightsUnavailable("transformers is not installed (pip install transformers)") from error
+    transformers.utils.logging.disable_progress_bar()
     family = FAMILIES[name]
     found = find_checkpoint(checkpoint or family.default_id, revision)
     raw = found.json("config.json") or {}

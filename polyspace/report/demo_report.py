@@ -1,0 +1,114 @@
+"""The demo's report: one HTML page from the run's files."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from polyspace.report import eval_report as shown
+from polyspace.report.figures import curves_figure, strips_figure
+from polyspace.report.html import Page
+
+KINDS = {"r2": "R²", "cosine": "cosine", "cka_debiased": "debiased CKA", "cka": "CKA", "knn_overlap": "kNN overlap"}
+
+
+def write_demo_report(
+    folder: Path, result: dict[str, Any], about: dict[str, Any], steps: list[dict[str, Any]], clips: dict[str, Any]
+) -> Path:
+    """Write folder/report.html; returns its path."""
+    page = Page("PolySpace demo")
+    notice = shown.stand_in_notice(result)
+    if notice:
+        page.warning(notice)
+    page.text(
+        "One small V-JEPA 2 student serves the feature spaces of three small teachers on generated clips. Everything "
+        "here was computed by the commands at the end of the page; it shows the pipeline, and says nothing about "
+        "published checkpoints or real videos."
+    )
+    _data(page, folder, result, clips)
+    _backbones(page, result, about)
+    _converters(page, result)
+    _heads(page, folder, result)
+    _cost(page, result)
+    page.heading("Commands")
+    page.code("\n\n".join(f"# {step['seconds']:.1f} s\n{step['line']}" for step in steps))
+    run = result["run"]
+    env = ", ".join(f"{k} {v}" for k, v in run["environment"].items() if v is not None)
+    page.text(f"polyspace {run['version']}; {env}.", small=True)
+    return page.write(folder / "report.html")
+
+
+def _data(page: Page, folder: Path, result: dict[str, Any], clips: dict[str, Any]) -> None:
+    page.heading("Clips")
+    page.text(shown.clips_line(result))
+    caption = (
+        "One clip a class. The object circles clockwise (cw) or counterclockwise (ccw) a whole number of times; every "
+        "class visits the same places, so only the order of frames tells the class."
+    )
+    page.image(strips_figure(clips, folder / "clips.png"), caption)
+
+
+def _backbones(page: Page, result: dict[str, Any], about: dict[str, Any]) -> None:
+    page.heading("Backbones")
+    page.text(
+        "Real transformers architectures at toy size, trained from nothing on other generated clips (continuous speeds "
+        "instead of this task's classes) to read off what the table says. Accuracies are on clips held out there."
+    )
+    rows = []
+    for name, entry in about.items():
+        role = "student" if name == result["student"] else "teacher"
+        learned = "; ".join(entry["objective"].values())
+        after, before = entry["held_out"], entry["random_init"]
+        keys = {"speed": "speed_bin_accuracy", "look": "look_accuracy"}
+        scores = [
+            f"{t} {after[k]:.2f} (random init {before[k]:.2f})" for t, k in keys.items() if t in entry["objective"]
+        ]
+        rows.append([name, role, result["spaces"][name]["dim"], learned, "; ".join(scores)])
+    page.table(rows, ["backbone", "role", "dims", "trained to tell", "held-out accuracy"])
+
+
+def _converters(page: Page, result: dict[str, Any]) -> None:
+    page.heading("Converters: student → teacher")
+    page.text(
+        "Fitted in one pass of float64 moments on the training clips, chosen on source videos held out of them; "
+        "`mean` is the control that ignores the student. CKA is biased upwards on few clips: read the debiased one."
+    )
+    rows = []
+    for teacher, entry in result["converters_held_out"].items():
+        for kind, scores in entry["kinds"].items():
+            kept = " (kept)" if kind == result["converter_kind"] else ""
+            rows.append([teacher, kind + kept, *(f"{scores[k]:.3f}" for k in KINDS)])
+    page.table(rows, ["teacher", "converter", *KINDS.values()])
+    page.text("The kept converters on the validation clips, which nothing was chosen on:")
+    page.table(shown.translation_rows(result), shown.TRANSLATION_COLUMNS)
+
+
+def _heads(page: Page, folder: Path, result: dict[str, Any]) -> None:
+    stem = f"eval_{result['dataset']}_{result['split']}"
+    page.heading("Classification")
+    page.table(shown.head_rows(result), shown.HEAD_COLUMNS)
+    page.text(shown.difference_line(result))
+    page.text(
+        "Translated features are a function of the student's, so a fusion head can hardly know more than a head of equal "
+        "size on the student alone: that control stands beside it, and equal scores are the expected outcome here."
+    )
+    page.text("Gates after training: " + ", ".join(f"{k} {v:+.3f}" for k, v in result["gates"].items()) + ".")
+    page.image(folder / "fusion" / f"{stem}_accuracy.png", "Top-1 accuracy on the validation clips.")
+    lines = [json.loads(x) for x in (folder / "fusion" / "metrics.jsonl").read_text().splitlines()]
+    steps = [x for x in lines if not x.get("eval")]
+    evals = [x for x in lines if x.get("eval")]
+    losses = {
+        f"{name}, training": ([x["step"] for x in steps], [x[f"loss_{key}"] for x in steps])
+        for name, key in (("fusion", "fusion"), ("student only", "student"))
+    } | {
+        f"{name}, held out": ([x["step"] for x in evals], [x[f"held_out_loss_{key}"] for x in evals])
+        for name, key in (("fusion", "fusion"), ("student only", "student"))
+    }
+    figure = curves_figure(losses, folder / "loss.png", x_label="update", y_label="cross entropy (nats)")
+    page.image(figure, "Losses of both heads, trained side by side on the same batches.")
+    page.image(folder / "fusion" / f"{stem}_confusion.png", "Confusion of the fusion head; numbers are clips.")
+
+
+def _cost(page: Page, result: dict[str, Any]) -> None:
+    page.heading("Cost of one clip")
+    page.text("2 FLOP a multiply-add, attention included; latency measured on this machine at batch 1, sums added up.")
+    page.table(shown.cost_rows(result), shown.COST_COLUMNS)

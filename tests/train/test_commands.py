@@ -1,0 +1,165 @@
+"""The public command lines: their literal text parses, runs small, and ends in sentences on bad input."""
+
+import json
+import shlex
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import run, run_fails, run_ok
+
+from polyspace.cli import VERBS
+from polyspace.config import parse
+from polyspace.data.featurize import FeaturizeConfig
+from polyspace.data.synthetic import SyntheticConfig
+from polyspace.train.eval_downstream import EvalConfig
+from polyspace.train.train_converter import ConverterConfig
+from polyspace.train.train_fusion import FusionConfig
+from polyspace.utils.checkpoint_io import load_torch, save_torch
+
+SYNTH = "python -m polyspace.data.synthetic --layout hmdb51 --out ./datasets/hmdb51 --clips 200 --seed 0"
+LINES = {
+    SyntheticConfig: SYNTH,
+    FeaturizeConfig: "python -m polyspace.data.featurize --dataset hmdb51 --root ./datasets/hmdb51 --split train "
+    "--out ./features --student vjepa2 --teachers videomae timesformer vivit --batch 2 --workers 2 --frames 16",
+    ConverterConfig: "python -m polyspace.train.train_converter --features ./features/features_hmdb51_train.json "
+    "--teachers videomae timesformer vivit --d_in 768 --d_out 768 --epochs 10 --batch 128 --lr 1e-3 "
+    "--save_dir ./checkpoints/converters",
+    FusionConfig: "python -m polyspace.train.train_fusion --dataset hmdb51 --root ./datasets/hmdb51 --split train "
+    "--student vjepa2 --teachers videomae timesformer vivit --converters ./checkpoints/converters/converters_ep10.pt "
+    "--classes 51 --frames 16 --batch 4 --epochs 5 --lr 3e-4 --save_dir ./checkpoints/fusion",
+    EvalConfig: "python -m polyspace.train.eval_downstream --dataset hmdb51 --root ./datasets/hmdb51 "
+    "--split validation --student vjepa2 --teachers videomae timesformer vivit "
+    "--converters ./checkpoints/converters/converters_ep10.pt --fusion ./checkpoints/fusion/fusion_ep5.pt "
+    "--frames 16 --batch 4",
+}
+_, FEATURIZE, CONVERT, FUSE, EVALUATE = LINES.values()
+
+
+@pytest.mark.parametrize("config", LINES, ids=lambda c: c.__name__)
+def test_the_literal_lines_parse(config):
+    words = shlex.split(LINES[config])[3:]
+    parsed = parse(config, words, prog="x", about="", example="")
+    for flag, value in zip(words, words[1:], strict=False):
+        if flag.startswith("--") and not isinstance(getattr(parsed, flag[2:]), list):
+            held = getattr(parsed, flag[2:])
+            assert type(held)(value) == held
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory) -> Path:
+    """A folder in which all five lines have been run as typed."""
+    folder = tmp_path_factory.mktemp("typed")
+    for line in LINES.values():
+        done = run_ok(line, folder)
+        (folder / f"{line.split()[2].rpartition('.')[2]}.log").write_text(done.stdout + "\n---\n" + done.stderr)
+    return folder
+
+
+def test_the_lines_run_as_typed_and_leave_their_files(place):
+    for name in (
+        "features/features_hmdb51_train.json",
+        "checkpoints/converters/converters_ep10.pt",
+        "checkpoints/fusion/fusion_ep5.pt",
+        "checkpoints/fusion/eval_hmdb51_validation.json",
+        "checkpoints/fusion/eval_hmdb51_validation.md",
+        "checkpoints/fusion/eval_hmdb51_validation_confusion.png",
+    ):
+        assert (place / name).is_file(), name
+    for folder in ("converters", "fusion"):
+        run_file = json.loads((place / "checkpoints" / folder / "run.json").read_text())
+        assert {"config", "version", "argv", "environment"} <= run_file.keys()
+
+
+def test_stand_ins_are_announced_everywhere(place):
+    assert "STAND-IN" in (place / "featurize.log").read_text()
+    assert "STAND-IN" in (place / "eval_downstream.log").read_text()
+    manifest = json.loads((place / "features" / "features_hmdb51_train.json").read_text())
+    assert {s["backend"] for s in manifest["spaces"].values()} == {"identity"}
+    assert "STAND-IN" in (place / "checkpoints" / "fusion" / "eval_hmdb51_validation.md").read_text()
+    result = json.loads((place / "checkpoints" / "fusion" / "eval_hmdb51_validation.json").read_text())
+    assert len(result["stand_ins"]) == 4
+
+
+def test_widths_are_facts_of_the_store_and_said_once(place):
+    warnings = [x for x in (place / "train_converter.log").read_text().splitlines() if x.startswith("warning")]
+    assert len(warnings) == 1 and "768" in warnings[0] and "1024" in warnings[0]
+
+
+def test_the_evaluation_counts_every_clip_once_and_holds_both_heads(place):
+    result = json.loads((place / "checkpoints" / "fusion" / "eval_hmdb51_validation.json").read_text())
+    store = json.loads((place / "checkpoints" / "fusion" / "cache" / "features_hmdb51_validation.json").read_text())
+    ids = [c["id"] for c in store["clips"]]
+    assert result["clips"]["evaluated"] == len(ids) == len(set(ids)) == sum(map(sum, result["confusion"]))
+    assert set(result["heads"]) == {"fusion", "student only"}
+    for scores in result["heads"].values():
+        assert {"top1", "top5", "mean_class", "top1_ci"} <= scores.keys() and scores["top5"] >= scores["top1"]
+    assert abs(result["params"]["fusion"] / result["params"]["student"] - 1) < 0.01
+    cost = result["cost"]
+    total = sum(cost[f"teacher {t}"]["flops"] for t in ("videomae", "timesformer", "vivit"))
+    assert cost["all teachers"]["flops"] == total and cost["student"]["p50_s"] > 0
+
+
+def test_a_second_training_decodes_nothing_and_gives_the_same_file(place):
+    file = place / "checkpoints" / "fusion" / "fusion_ep5.pt"
+    before = load_torch(file)
+    again = run_ok(FUSE, place)
+    assert "nothing to decode" in again.stdout
+    after = load_torch(file)
+    for head in ("fusion", "control"):
+        assert all(torch.equal(before[head][k], after[head][k]) for k in before[head])
+
+
+def test_strict_is_an_error_without_a_traceback(place):
+    for line in (FEATURIZE, FUSE, EVALUATE):
+        run_fails(line + " --strict", place, "--strict", "vjepa2")
+
+
+def test_converters_that_do_not_fit_the_store_are_an_error(place, tmp_path):
+    converters = place / "checkpoints" / "converters" / "converters_ep10.pt"
+    content = load_torch(converters)
+    content["spaces"]["vivit"]["dim"] = 5
+    save_torch(tmp_path / "other.pt", content)
+    line = FUSE.replace("./checkpoints/converters/converters_ep10.pt", str(tmp_path / "other.pt"))
+    run_fails(line, place, "fitted on other dims of vivit")
+    run_fails(FUSE.replace("--teachers videomae timesformer vivit", "--teachers videomae"), place, "converter to")
+    run_fails(
+        EVALUATE.replace(" ./checkpoints/converters/converters_ep10.pt", " nowhere.pt"),
+        place,
+        "nowhere.pt does not exist",
+    )
+
+
+def test_bad_input_is_a_sentence_that_names_the_culprit(place, tmp_path):
+    features = place / "features" / "features_hmdb51_train.json"
+    run_fails(CONVERT.replace("--lr 1e-3", "--lr fast"), place, "--lr", "fast")
+    run_fails(CONVERT.replace("vivit", "vivid"), place, "vivid", "did you mean 'vivit'")
+    run_fails(CONVERT.replace("features_hmdb51_train", "absent"), place, "absent.json does not exist")
+    run_fails(FEATURIZE.replace("--split train", "--split trian"), place, "--split trian", "did you mean 'train'")
+    run_fails(FUSE.replace("--classes 51", "--classes 12"), place, "--classes 12")
+    half = tmp_path / "half.json"
+    half.write_text(features.read_text()[:200])
+    run_fails(CONVERT.replace("./features/features_hmdb51_train.json", str(half)), place, "half.json is not valid JSON")
+    run_fails(FEATURIZE.replace("--out ./features", "--out /proc/nowhere"), place, "/proc/nowhere")
+
+
+def test_a_class_without_training_clips_is_named(place, tmp_path):
+    shutil.copytree(place / "datasets", tmp_path / "datasets")
+    for video in (tmp_path / "datasets" / "hmdb51" / "wave").glob("*.avi"):
+        video.unlink()
+    done = run_ok(FUSE.replace("./checkpoints/converters", f"{place}/checkpoints/converters"), tmp_path)
+    assert "1 of 51 classes have no training clip" in done.stderr and "wave" in done.stderr
+
+
+def test_every_verb_has_help_with_an_example(tmp_path):
+    for verb in VERBS:
+        text = run_ok(f"polyspace {verb} --help", tmp_path).stdout
+        assert "example:" in text and "default" in text or verb == "doctor"
+    assert "did you mean 'eval'" in run(f"polyspace evla", tmp_path).stderr
+
+
+def test_doctor_names_what_is_missing_and_the_mend(tmp_path):
+    text = run_ok("polyspace doctor", tmp_path).stdout
+    for word in ("torch", "hevc", "facebook/vjepa2-vitl-fpc64-256", "hf download", "GPU"):
+        assert word in text

@@ -6,6 +6,7 @@ killed run finds them again and ends with the same bytes.
 """
 
 import contextlib
+import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping
@@ -17,7 +18,15 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from polyspace.utils.checkpoint_io import load_tensors, read_json, save_tensors, sha256_file, sha256_json, write_json
+from polyspace.utils.checkpoint_io import (
+    load_metadata,
+    load_tensors,
+    read_json,
+    save_tensors,
+    sha256_file,
+    sha256_json,
+    write_json,
+)
 from polyspace.utils.errors import UserError, did_you_mean
 
 FORMAT, VERSION = "polyspace.features", 1
@@ -162,10 +171,9 @@ class StoreWriter:
         return self.partial / f"batch_{index:07d}.safetensors"
 
     def write_part(self, index: int, features: Mapping[str, Tensor], results: list[ClipResult]) -> None:
-        """Store one batch: the report first, the tensors (which mark it as done) last."""
-        report = [[r.frames, r.reason, r.note] for r in results]
-        write_json(self.part(index).with_suffix(".json"), report)
-        save_tensors(self.part(index), features)
+        """Store one batch as one file, its report in the file's metadata."""
+        report = json.dumps([[r.frames, r.reason, r.note] for r in results])
+        save_tensors(self.part(index), features, {"report": report}, sync_folder=False)
 
     def done(self, index: int) -> bool:
         """Whether a batch is there whole; a part that can't be read is thrown away."""
@@ -175,14 +183,13 @@ class StoreWriter:
         try:
             load_tensors(part)
             self.results(index)
-        except UserError:
+        except (UserError, KeyError, ValueError):
             part.unlink()
             return False
         return True
 
     def results(self, index: int) -> list[ClipResult]:
-        report = read_json(self.part(index).with_suffix(".json"), "batch report")
-        return [ClipResult(*entry) for entry in report]
+        return [ClipResult(*entry) for entry in json.loads(load_metadata(self.part(index))["report"])]
 
     def finish(self, clips: list[dict[str, Any]], head: dict[str, Any], row_bytes: int) -> FeatureStore:
         """Write shards, then the manifest, then remove the work folder and shards of an older store."""

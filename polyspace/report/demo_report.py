@@ -88,8 +88,8 @@ def _heads(page: Page, folder: Path, result: dict[str, Any]) -> None:
     page.table(shown.head_rows(result), shown.HEAD_COLUMNS)
     page.text(shown.difference_line(result))
     page.text(
-        "Translated features are a function of the student's, so a fusion head can hardly know more than a head of equal "
-        "size on the student alone: that control stands beside it, and equal scores are the expected outcome here."
+        "Translated features are a function of the student's, so a fusion head can hardly know more than a head of "
+        "equal size on the student alone: that control stands beside it, and equal scores are to be expected here."
     )
     page.text("Gates after training: " + ", ".join(f"{k} {v:+.3f}" for k, v in result["gates"].items()) + ".")
     page.image(folder / "fusion" / f"{stem}_accuracy.png", "Top-1 accuracy on the validation clips.")

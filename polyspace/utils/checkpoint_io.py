@@ -19,8 +19,11 @@ from polyspace.utils.errors import UserError
 
 
 @contextlib.contextmanager
-def atomic_file(path: Path) -> Iterator[BinaryIO]:
-    """Write to a temporary neighbour of `path`; on a clean exit it is synced and takes its place in one step."""
+def atomic_file(path: Path, sync_folder: bool = True) -> Iterator[BinaryIO]:
+    """Write to a temporary neighbour of `path`; on a clean exit it is synced and takes its place in one step.
+
+    Without `sync_folder` a power cut may lose the whole file, but never leaves a part of it.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temp = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
@@ -37,7 +40,8 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
         with contextlib.suppress(OSError):
             os.unlink(temp)
         raise
-    _sync_folder(path.parent)
+    if sync_folder:
+        _sync_folder(path.parent)
 
 
 def _sync_folder(folder: Path) -> None:
@@ -50,8 +54,8 @@ def _sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
-def write_bytes(path: Path, data: bytes) -> None:
-    with atomic_file(path) as file:
+def write_bytes(path: Path, data: bytes, sync_folder: bool = True) -> None:
+    with atomic_file(path, sync_folder) as file:
         file.write(data)
 
 
@@ -96,11 +100,25 @@ def load_torch(path: Path, what: str = "checkpoint") -> dict[str, Any]:
     return state
 
 
-def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+def save_tensors(
+    path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None, sync_folder: bool = True
+) -> None:
     """safetensors, atomically. Byte-equal for equal content."""
     from safetensors.torch import save
 
-    write_bytes(path, save({name: value.detach().cpu().contiguous() for name, value in tensors.items()}))
+    plain = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+    write_bytes(path, save(plain, metadata), sync_folder)
+
+
+def load_metadata(path: Path) -> dict[str, str]:
+    """The strings that stand beside the tensors of a safetensors file."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, "pt") as file:
+            return file.metadata() or {}
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"tensor file {path} is damaged ({error})") from error
 
 
 def load_tensors(path: Path, what: str = "tensor file") -> dict[str, Tensor]:

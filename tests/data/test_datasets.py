@@ -131,7 +131,7 @@ def test_faults_name_the_culprit(tmp_path):
         build_dataset("hmdb15", tmp_path, "train")
     with pytest.raises(UserError, match="--split val is unknown"):
         build_dataset("hmdb51", tmp_path, "val")
-    with pytest.raises(UserError, match="--root .*nowhere is not a folder"):
+    with pytest.raises(UserError, match=r"--root .*nowhere is not a folder"):
         build_dataset("hmdb51", tmp_path / "nowhere", "train")
     with pytest.raises(UserError, match=r"no \*_test_split1.txt"):
         build_dataset("hmdb51", tmp_path, "train")

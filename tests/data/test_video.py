@@ -1,5 +1,6 @@
 """Decoding: exact frames, true counts, rotation, seeking, and a reason for what can't be read."""
 
+import contextlib
 import shutil
 import subprocess
 
@@ -158,17 +159,15 @@ def test_flipped_bytes_never_crash_or_hang(clip, tmp_path):
             data[place] ^= int(rng.integers(1, 255))
         broken = tmp_path / f"{trial}.mp4"
         broken.write_bytes(bytes(data))
-        try:
+        with contextlib.suppress(VideoError, IndexError):
             read_frames(broken, [0, probe(broken).num_frames - 1])
-        except (VideoError, IndexError):
-            pass
 
 
 def test_text_and_empty_files_are_video_errors(tmp_path):
     for content in (b"", b"hello there\n" * 50):
         path = tmp_path / "x.mp4"
         path.write_bytes(content)
-        with pytest.raises(VideoError, match="x.mp4"):
+        with pytest.raises(VideoError, match=r"x\.mp4"):
             read_frames(path, [0])
 
 

@@ -1,5 +1,6 @@
 """The public command lines: their literal text parses, runs small, and ends in sentences on bad input."""
 
+import itertools
 import json
 import shlex
 import shutil
@@ -41,7 +42,7 @@ _, FEATURIZE, CONVERT, FUSE, EVALUATE = LINES.values()
 def test_the_literal_lines_parse(config):
     words = shlex.split(LINES[config])[3:]
     parsed = parse(config, words, prog="x", about="", example="")
-    for flag, value in zip(words, words[1:], strict=False):
+    for flag, value in itertools.pairwise(words):
         if flag.startswith("--") and not isinstance(getattr(parsed, flag[2:]), list):
             held = getattr(parsed, flag[2:])
             assert type(held)(value) == held
@@ -155,8 +156,8 @@ def test_a_class_without_training_clips_is_named(place, tmp_path):
 def test_every_verb_has_help_with_an_example(tmp_path):
     for verb in VERBS:
         text = run_ok(f"polyspace {verb} --help", tmp_path).stdout
-        assert "example:" in text and "default" in text or verb == "doctor"
-    assert "did you mean 'eval'" in run(f"polyspace evla", tmp_path).stderr
+        assert "example:" in text and ("default" in text or verb == "doctor")
+    assert "did you mean 'eval'" in run("polyspace evla", tmp_path).stderr
 
 
 def test_doctor_names_what_is_missing_and_the_mend(tmp_path):

@@ -1,5 +1,6 @@
 """The one loop: resume to the bit, order of data, guards, schedules."""
 
+import itertools
 import json
 import os
 import signal
@@ -100,7 +101,6 @@ def test_every_item_is_seen_once_an_epoch_and_any_step_can_be_had_alone():
     assert sorted(seen[:10].tolist()) == list(range(10)) and sorted(seen[10:].tolist()) == list(range(10))
     assert not torch.equal(seen[:10], seen[10:])
     assert torch.equal(step_indices(10, 4, 3, seed=3), seen[12:16])
-    assert sorted(step_indices(3, 7, 0, seed=0).tolist())[1:6] == [0, 1, 1, 2, 2] or True
     assert len(step_indices(3, 7, 0, seed=0)) == 7
 
 
@@ -140,7 +140,7 @@ def test_only_the_last_two_checkpoints_are_kept(tmp_path):
 def test_sigterm_saves_and_stops(tmp_path):
     code = f"""
 import sys, os, signal, torch
-sys.path.insert(0, {str(REPOSITORY / "tests")!r})
+sys.path[:0] = [{str(REPOSITORY / "tests")!r}, {str(REPOSITORY / "tests" / "train")!r}]
 from test_loop import Toy, train, SETTINGS
 class Slow(Toy):
     def after_update(self, step):
@@ -169,7 +169,7 @@ def test_published_cosine_values_are_reproduced(real_data):
 def test_the_rate_rises_then_falls_and_only_matrices_decay():
     rates = [warmup_cosine(s, 100, 1.0, 0.1, 0.01) for s in range(100)]
     assert rates[0] < rates[5] < rates[10] and max(rates) == 1.0 and rates[-1] == pytest.approx(0.01)
-    assert all(a >= b for a, b in zip(rates[10:], rates[11:], strict=False))
+    assert all(a >= b for a, b in itertools.pairwise(rates[10:]))
     groups = build_adamw(Toy(), 1e-3, 0.1).param_groups
     assert [g["weight_decay"] for g in groups] == [0.1, 0.0]
     assert all(p.ndim == 2 for p in groups[0]["params"]) and all(p.ndim == 1 for p in groups[1]["params"])

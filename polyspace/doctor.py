@@ -64,9 +64,9 @@ def decoder_rows() -> list[list[str]]:
         "mpeg4": "mpeg4",
     }.items():
         state = []
-        for name, mode in ((codec if codec != "av1" else "libdav1d", "r"), (writer, "w")):
+        for name, reads in ((codec if codec != "av1" else "libdav1d", True), (writer, False)):
             try:
-                av.Codec(name, mode)
+                av.Codec(name, "r" if reads else "w")
                 state.append("yes")
             except (av.FFmpegError, ValueError):
                 state.append("no")

@@ -194,7 +194,9 @@ class StoreWriter:
     def finish(self, clips: list[dict[str, Any]], head: dict[str, Any], row_bytes: int) -> FeatureStore:
         """Write shards, then the manifest, then remove the work folder and shards of an older store."""
         per_shard = max(1, SHARD_BYTES // max(1, row_bytes) // self.batch) * self.batch
-        listed, failed, shards = [], [], []
+        listed: list[dict[str, Any]] = []
+        failed: list[dict[str, Any]] = []
+        shards: list[dict[str, Any]] = []
         for first in range(0, len(clips), per_shard):
             file = f"{self.path.stem}-{self.fingerprint[:8]}-{len(shards):05d}.safetensors"
             rows, batches = [], range(first // self.batch, -(-min(first + per_shard, len(clips)) // self.batch))

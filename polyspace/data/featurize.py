@@ -196,7 +196,7 @@ def _finish(
         {"id": r.id, "label": r.label, "group": r.group} | ({"text": r.text} if r.text else {}) for r in data.records
     ]
     spaces = {name: card.about() for name, card in cards.items()}
-    head = {"dataset": data.name, "split": data.split, "student": config.student, "spaces": spaces}
+    head: dict[str, Any] = {"dataset": data.name, "split": data.split, "student": config.student, "spaces": spaces}
     head |= {"classes": data.classes, "missing": data.missing, "generated": synthetic_root(config.root)}
     tokens = sum(c.dim * c.grid[0] * c.grid[1] * c.grid[2] for c in cards.values()) if config.tokens else 0
     row_bytes = 4 * (sum(card.dim for card in cards.values()) + tokens)

@@ -4,6 +4,7 @@ import io
 from collections.abc import Iterable
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,7 +33,7 @@ def encode_video(frames: Iterable[NDArray[np.uint8]], ending: str, fps: float = 
     container, codec, options = _CODECS[ending]
     buffer = io.BytesIO()
     with av.open(buffer, "w", format=container, options={"fflags": "+bitexact"}) as file:
-        stream = None
+        stream: Any = None
         for image in frames:
             if stream is None:
                 stream = file.add_stream(codec, rate=Fraction(fps).limit_denominator(1001))

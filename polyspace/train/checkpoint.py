@@ -26,7 +26,8 @@ KEEP = 2
 
 def rng_state() -> dict[str, Any]:
     """Every generator that a step may draw from, as plain values."""
-    name, keys, *rest = np.random.get_state()
+    numpy_state: Any = np.random.get_state()
+    name, keys, *rest = numpy_state
     version, words, gauss = random.getstate()
     return {
         "torch": torch.get_rng_state(),

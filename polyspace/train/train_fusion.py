@@ -25,7 +25,7 @@ from polyspace.train.optim import build_adamw
 from polyspace.train.phase import Phase, StepOutput
 from polyspace.train.stores import check_fit, get_store
 from polyspace.utils.checkpoint_io import (
-    load_torch,
+    load_versioned,
     save_torch,
     sha256_file,
     sha256_json,
@@ -59,6 +59,10 @@ class FusionConfig(SourceConfig):
 
 class FusionPhase(Phase):
     """Both heads on the same batches; their losses add up and share no parameter. Best epochs live in buffers."""
+
+    best: Tensor
+    best_fusion: FusionHead
+    best_control: StudentHead
 
     def __init__(self, bank: ConverterBank, fusion: FusionHead, control: StudentHead, held_out: VideoBatch) -> None:
         super().__init__()
@@ -101,12 +105,7 @@ class FusionPhase(Phase):
 
 def load_fusion(path: Path, bank: ConverterBank) -> tuple[FusionHead, StudentHead, dict[str, Any]]:
     """Both heads and what stands beside them in the file."""
-    about = load_torch(path, "fusion file")
-    if about.pop("format", None) != FORMAT:
-        raise UserError(f"{path} is not a fusion file")
-    version = about.pop("format_version", None)
-    if version != VERSION:
-        raise UserError(f"{path} has format version {version}, this release reads version {VERSION}")
+    about = load_versioned(path, FORMAT, VERSION, "fusion file")
     shape = about["shape"]
     if bank.dims != shape["spaces"]:
         raise UserError(f"{path} was trained with spaces {shape['spaces']}, the converters give {bank.dims}")
@@ -145,11 +144,8 @@ def train(config: FusionConfig) -> Path:
     held = hold_out(store.groups, labels.tolist(), config.holdout, config.seed)
     set_seed(config.seed)
     fusion, control = matched_pair(x.shape[1], bank.dims, config.hidden, classes)
-    with torch.no_grad():
-        fusion.input.fit(x[~held])
-        control.input.fit(x[~held])
-        for name, translated in bank(x[~held]).items():
-            fusion.inputs[name].fit(translated)
+    fusion.fit_inputs(x[~held], bank(x[~held]))
+    control.input.fit(x[~held])
     data = CachedFeatures({"student": x[~held]}, labels[~held])
     phase = FusionPhase(bank, fusion, control, CachedFeatures({"student": x}, labels).batch(held.nonzero().flatten()))
     per_epoch = -(-len(data) // config.batch)
@@ -181,7 +177,7 @@ def _save(config: FusionConfig, phase: FusionPhase, store: FeatureStore, per_epo
     with torch.no_grad():
         scores = FusionPhase(phase.bank, phase.best_fusion, phase.best_control, phase._held_out).eval().evaluate(0)
     params = {"fusion": num_params(phase.fusion), "student": num_params(phase.control)}
-    gates = {name: gate.item() for name, gate in phase.best_fusion.gates.items()}
+    gates = {name: float(gate) for name, gate in phase.best_fusion.gates.items()}
     about = {
         "format": FORMAT,
         "format_version": VERSION,

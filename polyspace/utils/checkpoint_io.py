@@ -100,6 +100,17 @@ def load_torch(path: Path, what: str = "checkpoint") -> dict[str, Any]:
     return state
 
 
+def load_versioned(path: Path, kind: str, version: int, what: str) -> dict[str, Any]:
+    """`load_torch` of a file that says its own format and version; both are checked and taken out."""
+    state = load_torch(path, what)
+    if state.pop("format", None) != kind:
+        raise UserError(f"{path} is not a {what}")
+    found = state.pop("format_version", None)
+    if found != version:
+        raise UserError(f"{path} has format version {found}, this release reads version {version}")
+    return state
+
+
 def save_tensors(
     path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None, sync_folder: bool = True
 ) -> None:

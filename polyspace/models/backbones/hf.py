@@ -152,6 +152,8 @@ def token_grid(name: str, config: Any, frames: int, crop: tuple[int, int]) -> tu
 class HFBackbone(Backbone):
     """A transformers encoder behind our input and output forms."""
 
+    model: Any
+
     def __init__(self, name: str, model: nn.Module, norm: nn.Module | None, frames: int, crop: tuple[int, int]) -> None:
         super().__init__()
         self.name, self.family = name, FAMILIES[name]

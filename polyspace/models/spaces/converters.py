@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from polyspace.utils.checkpoint_io import load_torch, save_torch
+from polyspace.utils.checkpoint_io import load_versioned, save_torch
 from polyspace.utils.errors import UserError, did_you_mean
 from polyspace.utils.moments import Moments
 from polyspace.utils.procrustes import procrustes_from_moments
@@ -19,6 +19,9 @@ FORMAT, VERSION = "polyspace.converters", 1
 
 class LinearConverter(nn.Module):
     """x (B,d) -> x·weight + bias (B,e), frozen: `weight` (d,e) and `bias` (e,) are buffers."""
+
+    weight: Tensor
+    bias: Tensor
 
     def __init__(self, weight: Float[Tensor, "d e"], bias: Float[Tensor, " e"]) -> None:
         super().__init__()
@@ -70,7 +73,7 @@ class ConverterBank(nn.Module):
 
     @property
     def dims(self) -> dict[str, int]:
-        return {name: converter.weight.shape[1] for name, converter in self.converters.items()}
+        return {n: c.weight.shape[1] for n, c in self.converters.items() if isinstance(c, LinearConverter)}
 
 
 def save_converters(path: Path, bank: ConverterBank, about: Mapping[str, Any]) -> None:
@@ -80,12 +83,7 @@ def save_converters(path: Path, bank: ConverterBank, about: Mapping[str, Any]) -
 
 def load_converters(path: Path) -> tuple[ConverterBank, dict[str, Any]]:
     """The bank and what stands beside it in the file; UserError for a file of another kind or version."""
-    about = load_torch(path, "converters file")
-    if about.pop("format", None) != FORMAT:
-        raise UserError(f"{path} is not a converters file")
-    version = about.pop("format_version", None)
-    if version != VERSION:
-        raise UserError(f"{path} has format version {version}, this release reads version {VERSION}")
+    about = load_versioned(path, FORMAT, VERSION, "converters file")
     state: dict[str, Tensor] = about.pop("state")
     names = [k.removeprefix("converters.").removesuffix(".weight") for k in state if k.endswith(".weight")]
     pairs = {n: (state[f"converters.{n}.weight"], state[f"converters.{n}.bias"]) for n in names}

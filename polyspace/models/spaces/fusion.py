@@ -11,6 +11,9 @@ from torch import Tensor, nn
 class Standardise(nn.Module):
     """(x − mean)/std with statistics of the training part; dims that never vary pass as 0."""
 
+    mean: Tensor
+    std: Tensor
+
     def __init__(self, dim: int) -> None:
         super().__init__()
         self.register_buffer("mean", torch.zeros(dim))
@@ -41,6 +44,13 @@ class FusionHead(nn.Module):
         self.projections = nn.ModuleDict({name: nn.Linear(dim, hidden) for name, dim in space_dims.items()})
         self.gates = nn.ParameterDict({name: nn.Parameter(torch.zeros(())) for name in space_dims})
         self.classifier = nn.Linear(hidden, classes)
+
+    def fit_inputs(self, student: Float[Tensor, "n D"], translated: Mapping[str, Tensor]) -> None:
+        """Take the statistics of the training part."""
+        self.input.fit(student)
+        for name, standardise in self.inputs.items():
+            assert isinstance(standardise, Standardise)
+            standardise.fit(translated[name])
 
     def forward(self, student: Float[Tensor, "B D"], translated: Mapping[str, Tensor]) -> Float[Tensor, "B K"]:
         hidden = self.student(self.input(student))

@@ -44,6 +44,7 @@ class Decoded:
     inputs: dict[str, Tensor] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
     frames_decoded: int = 0
+    fault: str | None = None  # a UserError of the worker: exceptions would cross processes as tracebacks
 
 
 def decode_clip(
@@ -92,9 +93,12 @@ class BatchDataset(Dataset):
         return -(-len(self.paths) // self.writer.batch)
 
     def __getitem__(self, index: int) -> Decoded:
-        batch = self.decode(index)
-        if self.forwards is not None:
-            compute(batch, self.forwards, self.views, self.writer)
+        try:
+            batch = self.decode(index)
+            if self.forwards is not None:
+                compute(batch, self.forwards, self.views, self.writer)
+        except UserError as error:
+            return Decoded(index, [], fault=str(error))
         return batch
 
     def decode(self, index: int) -> Decoded:
@@ -164,7 +168,10 @@ def run_batches(dataset: BatchDataset, batches: Sequence[int], workers: int) -> 
         multiprocessing_context=context,
     )
     try:
-        yield from loader
+        for batch in loader:
+            if batch.fault is not None:
+                raise UserError(batch.fault)
+            yield batch
     except RuntimeError as error:
         if "DataLoader worker" not in str(error) or "exited unexpectedly" not in str(error):
             raise

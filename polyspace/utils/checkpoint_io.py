@@ -22,9 +22,21 @@ from polyspace.utils.errors import UserError
 def atomic_file(path: Path, sync_folder: bool = True) -> Iterator[BinaryIO]:
     """Write to a temporary neighbour of `path`; on a clean exit it is synced and takes its place in one step.
 
-    Without `sync_folder` a power cut may lose the whole file, but never leaves a part of it.
+    Without `sync_folder` a power cut may lose the whole file, but never leaves a part of it. A full or read-only disk
+    is a UserError that names the file.
     """
     path = Path(path)
+    try:
+        with _temporary(path) as file:
+            yield file
+        if sync_folder:
+            _sync_folder(path.parent)
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror or error}") from error
+
+
+@contextlib.contextmanager
+def _temporary(path: Path) -> Iterator[BinaryIO]:
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temp = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
     try:
@@ -40,8 +52,6 @@ def atomic_file(path: Path, sync_folder: bool = True) -> Iterator[BinaryIO]:
         with contextlib.suppress(OSError):
             os.unlink(temp)
         raise
-    if sync_folder:
-        _sync_folder(path.parent)
 
 
 def _sync_folder(folder: Path) -> None:
@@ -80,8 +90,13 @@ def read_json(path: Path, what: str = "file") -> Any:
 
 def save_torch(path: Path, state: Mapping[str, Any]) -> None:
     """`torch.save` of plain containers and tensors, atomically."""
-    with atomic_file(path) as file:
-        torch.save(dict(state), file)
+    try:
+        with atomic_file(path) as file:
+            torch.save(dict(state), file)
+    except RuntimeError as error:
+        if "inline_container" not in str(error):  # torch's writer tells a failed write only so
+            raise
+        raise UserError(f"cannot write {path}: the disk is full or the write failed") from error
 
 
 def load_torch(path: Path, what: str = "checkpoint") -> dict[str, Any]:

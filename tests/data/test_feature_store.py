@@ -248,3 +248,39 @@ def test_ranks_share_the_clips_and_write_the_same_store(store, clips, tmp_path):
 def test_the_reader_counts_its_frames(real_data):
     with VideoReader(real_data / "clips" / "mmaction2_demo.mp4") as video:
         assert video.num_frames == 280 and video.decoded == 0
+
+
+def test_a_full_disk_is_a_sentence_and_the_run_can_be_continued(store, clips, tmp_path):
+    """A limit on file size stands in for the full disk; a real one was tried by hand."""
+    words = " ".join(line(clips, tmp_path / "o").split()[1:])
+    limited = f"ulimit -f 16; exec {sys.executable} -m polyspace.cli {words}"
+    done = subprocess.run(["bash", "-c", limited], cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.startswith("error: cannot write ") and "File too large" in last
+    run_ok(line(clips, tmp_path / "o"), tmp_path)
+    assert files(tmp_path / "o") == files(store)
+
+
+@pytest.mark.dist
+def test_a_worker_that_dies_is_a_sentence_and_its_batches_are_made_again(clips, tmp_path):
+    from polyspace.data.extract import BatchDataset, run_batches
+    from polyspace.data.feature_store import StoreWriter
+
+    plan = Plan(2, 16, (16, 16), (0.5,) * 3, (0.5,) * 3)
+    paths = sorted(clips.glob("*/*.avi"))[:8]
+    writer = StoreWriter(tmp_path / "features_x_train.json", {"a": 1}, 2)
+    writer.open()
+
+    def forward(video, deadly=True):
+        if deadly and writer.part(1).exists():
+            os.kill(os.getpid(), signal.SIGKILL)
+        return {"": video.mean((1, 2, 3))}
+
+    dataset = BatchDataset(paths, {"s": plan}, Views(Sampling()), 2, writer, {"s": forward})
+    with pytest.raises(UserError, match="a data worker died"):
+        list(run_batches(dataset, range(4), 1))
+    assert [writer.done(i) for i in range(4)] == [True, True, False, False]
+    dataset.forwards = {"s": lambda video: forward(video, deadly=False)}
+    assert [b.index for b in run_batches(dataset, [2, 3], 1)] == [2, 3] and all(map(writer.done, range(4)))
+    writer.close()

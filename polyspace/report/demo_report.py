@@ -70,7 +70,7 @@ def _converters(page: Page, result: dict[str, Any]) -> None:
     page.heading("Converters: student → teacher")
     page.text(
         "Fitted in one pass of float64 moments on the training clips, chosen on source videos held out of them; "
-        "`mean` is the control that ignores the student. CKA is biased upwards on few clips: read the debiased one."
+        "the mean is the control that ignores the student. CKA is biased upwards on few clips: read the debiased one."
     )
     rows = []
     for teacher, entry in result["converters_held_out"].items():

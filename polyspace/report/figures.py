@@ -59,7 +59,7 @@ def accuracy_figure(heads: Mapping[str, Mapping[str, Any]], chance: float, path:
     axis.axvline(chance, color="grey", linestyle="--", label=f"chance {chance:.3f}")
     axis.set(xlabel="top-1 accuracy (95 % bootstrap interval over clips)", xlim=(0, 1))
     axis.invert_yaxis()
-    axis.legend(loc="lower right", fontsize=8)
+    axis.legend(loc="lower left", bbox_to_anchor=(0, 1), fontsize=8, frameon=False)
     return _save(figure, path, watermark)
 
 

@@ -53,7 +53,7 @@ class EmbeddedConfig(Config):
     out: Path = Field(description="folder for the four checkpoints")
     names: list[str] = Field(list(TASKS), description="which to train")
     clips: int = Field(4000, ge=200, description="generated training clips")
-    steps: int = Field(6000, ge=1, description="updates for each")
+    steps: int = Field(5000, ge=1, description="updates for each")
     batch: int = Field(32, ge=1, description="clips an update")
     lr: float = Field(2e-3, gt=0, description="peak learning rate")
     seed: int = Field(12345, ge=0, description="clips, weights and order")
@@ -229,7 +229,7 @@ def main(argv: Sequence[str]) -> int:
         argv,
         prog="polyspace make-backbones",
         about="Train the four small backbones that the demo uses, on generated clips.",
-        example="polyspace make-backbones --out polyspace/assets/backbones --steps 6000 --seed 12345",
+        example="polyspace make-backbones --out polyspace/assets/backbones --steps 5000 --seed 12345",
     )
     torch.set_num_threads(config.threads)
     clips, held_out = draw_clips(config.clips, config.seed), draw_clips(256, config.seed + 1)

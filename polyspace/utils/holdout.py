@@ -17,13 +17,16 @@ def hold_out(
 ) -> Bool[Tensor, " n"]:
     """True for held-out clips: about `share` of every class's source videos, each video wholly on one side.
 
-    A class with a single source video stays in training. The choice depends on names and seed only, not on order.
+    A class with a single source video stays in training; where every class has only one, classes are passed over.
+    The choice depends on names and seed only, not on order.
     """
     if not 0 < share < 1:
         raise ValueError(f"share must lie between 0 and 1, got {share}")
     by_class: dict[int | None, set[str]] = defaultdict(set)
     for group, label in zip(groups, labels, strict=True):
         by_class[label].add(group)
+    if all(len(videos) == 1 for videos in by_class.values()):
+        by_class = {None: set(groups)}
     kept: set[str] = set()
     held: set[str] = set()
     for label in sorted(by_class, key=lambda x: -1 if x is None else x):

@@ -40,6 +40,17 @@ def quiet_libraries() -> None:
         logging.getLogger(name).setLevel(logging.ERROR)
 
 
+class _Lines:
+    """What tqdm writes over itself on a terminal becomes lines in a log."""
+
+    def write(self, text: str) -> None:
+        if text.strip():
+            sys.stderr.write(text.strip() + "\n")
+
+    def flush(self) -> None:
+        sys.stderr.flush()
+
+
 class Progress:
     """A tqdm bar on a terminal, a line every ten seconds elsewhere; nothing on other ranks.
 
@@ -59,7 +70,7 @@ class Progress:
             mininterval=0.2 if terminal else 10.0,
             ascii=not terminal,
             dynamic_ncols=terminal,
-            file=sys.stderr,
+            file=sys.stderr if terminal else _Lines(),
         )
 
     def step(self, count: int = 1, **shown: object) -> None:

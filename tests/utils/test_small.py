@@ -35,8 +35,9 @@ def test_the_choice_depends_on_names_not_on_order():
 def test_a_class_of_one_video_stays_in_training_and_nothing_to_hold_out_is_an_error():
     mask = hold_out(["a", "b", "c", "only"], [0, 0, 0, 1], 0.3)
     assert not mask[3]
+    assert hold_out(["a", "b", "c", "d"], [0, 1, 2, 3], 0.5).sum() == 2
     with pytest.raises(UserError, match="held out"):
-        hold_out(["a", "b"], [0, 1], 0.5)
+        hold_out(["a", "a"], [0, 1], 0.5)
 
 
 def test_scores_of_a_case_worked_by_hand():

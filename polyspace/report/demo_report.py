@@ -76,7 +76,7 @@ def _converters(page: Page, result: dict[str, Any]) -> None:
     for teacher, entry in result["converters_held_out"].items():
         for kind, scores in entry["kinds"].items():
             kept = " (kept)" if kind == result["converter_kind"] else ""
-            rows.append([teacher, kind + kept, *(f"{scores[k]:.3f}" for k in KINDS)])
+            rows.append([teacher, kind + kept, *(f"{scores[k]:.3f}" if k in scores else "–" for k in KINDS)])
     page.table(rows, ["teacher", "converter", *KINDS.values()])
     page.text("The kept converters on the validation clips, which nothing was chosen on:")
     page.table(shown.translation_rows(result), shown.TRANSLATION_COLUMNS)

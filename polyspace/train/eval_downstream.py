@@ -77,14 +77,11 @@ def translation_scores(
     for name, guess in translated.items():
         true = store.features(name)
         mean = (train.features(name) if train is not None else true).double().mean(0)
-        scores = {
-            "r2": r2_score(guess, true, mean),
-            "cosine": mean_cosine(guess, true),
-            "knn_overlap": knn_overlap(guess, true),
-        }
+        scores = {"r2": r2_score(guess, true, mean), "cosine": mean_cosine(guess, true)}
         if len(x) >= 4:
             moments = Moments().update(guess, true)
             scores |= {"cka_debiased": moments.linear_cka(True), "cka": moments.linear_cka(False)}
+            scores["knn_overlap"] = knn_overlap(guess, true)
         out[name] = scores
     return out
 

@@ -62,18 +62,23 @@ def store_moments(store: FeatureStore, teacher: str, held: Tensor) -> tuple[Mome
 def held_out_scores(
     converter: LinearConverter, fit: Moments, held_out: Moments, x: Tensor, y: Tensor
 ) -> dict[str, float]:
-    """Scores on the held-out clips: R² against the fitting part's mean, cosine, CKA of translated and true, kNN."""
+    """Scores on the held-out clips: R² against the fitting part's mean, cosine, CKA of translated and true, kNN.
+
+    CKA and kNN need four clips and are left out below that; a constant translation scores 0 in both.
+    """
     with torch.no_grad():
         translated = converter(x)
-    cka = Moments().update(translated, y) if len(x) >= 4 else None
-    constant = translated.std(0).max() < 1e-9
-    return {
+    scores = {
         "r2": r2_from_moments(converter.weight.double(), converter.bias.double(), held_out, fit.mean_y()),
         "cosine": mean_cosine(translated, y),
-        "cka_debiased": 0.0 if cka is None or constant else cka.linear_cka(debiased=True),
-        "cka": 0.0 if cka is None or constant else cka.linear_cka(debiased=False),
-        "knn_overlap": 0.0 if constant else knn_overlap(translated, y),
     }
+    if len(x) < 4:
+        return scores
+    if converter.weight.abs().max() == 0:
+        return scores | {"cka_debiased": 0.0, "cka": 0.0, "knn_overlap": 0.0}
+    cka = Moments().update(translated, y)
+    scores |= {"cka_debiased": cka.linear_cka(debiased=True), "cka": cka.linear_cka(debiased=False)}
+    return scores | {"knn_overlap": knn_overlap(translated, y)}
 
 
 def _held_rows(store: FeatureStore, space: str, held: Tensor, most: int = 4000) -> Tensor:
@@ -122,7 +127,7 @@ def report_lines(report: dict[str, Any], kind: str) -> list[str]:
     for teacher, entry in report.items():
         for name, scores in entry["kinds"].items():
             mark = " (kept)" if name == kind else ""
-            rows.append([teacher, name + mark, *(f"{scores[k]:.3f}" for k in SHOWN)])
+            rows.append([teacher, name + mark, *(f"{scores[k]:.3f}" if k in scores else "–" for k in SHOWN)])
     return list(table(rows, ["teacher", "converter", *SHOWN.values()]))
 
 

@@ -77,7 +77,10 @@ def apply_set(values: dict[str, Any], assignments: Sequence[str]) -> None:
             target = target.setdefault(section, {})
             if not isinstance(target, dict):
                 raise UserError(f"--set {text}: '{section}' is not a section")
-        target[last] = yaml.safe_load(raw) if raw else None
+        try:
+            target[last] = yaml.safe_load(raw) if raw else None
+        except yaml.YAMLError as error:
+            raise UserError(f"--set {text}: the value is not valid YAML") from error
 
 
 class _Parser(argparse.ArgumentParser):

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from polyspace.data.feature_store import ClipResult, StoreWriter
 from polyspace.data.sampling import Sampling
@@ -151,6 +151,9 @@ def _ready_worker(_: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the main process decides when to stop
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     torch.set_num_threads(1)
+    info = get_worker_info()
+    assert info is not None and isinstance(info.dataset, BatchDataset)
+    info.dataset.writer.close()  # a copy of the lock in an orphaned worker would outlive a killed run
 
 
 def run_batches(dataset: BatchDataset, batches: Sequence[int], workers: int) -> Iterator[Decoded]:

@@ -28,6 +28,7 @@ from polyspace.utils.checkpoint_io import (
     write_json,
 )
 from polyspace.utils.errors import UserError, did_you_mean
+from polyspace.utils.log import warn
 
 FORMAT, VERSION = "polyspace.features", 1
 SHARD_BYTES = 256 << 20
@@ -106,19 +107,30 @@ class FeatureStore:
         self._space(space)
         return torch.cat([tensors[space] for tensors in self.shards()])
 
+    def is_sound(self) -> bool:
+        """Whether every shard is there with the manifest's sha256."""
+        try:
+            for shard in self.manifest["shards"]:
+                self._verify(shard)
+        except UserError as error:
+            warn(str(error))
+            return False
+        return True
+
+    def _verify(self, shard: dict[str, Any]) -> Path:
+        path = self.path.parent / shard["file"]
+        if path.name not in self._verified:
+            if not path.is_file():
+                raise UserError(f"feature shard {path} is missing; featurize again")
+            if sha256_file(path) != shard["sha256"]:
+                raise UserError(f"feature shard {path} is damaged: its sha256 is not the manifest's; featurize again")
+            self._verified.add(path.name)
+        return path
+
     def shards(self) -> Iterator[dict[str, Tensor]]:
         """Every shard's tensors by space name, each verified against its sha256 once."""
         for shard in self.manifest["shards"]:
-            path = self.path.parent / shard["file"]
-            if path.name not in self._verified:
-                if not path.is_file():
-                    raise UserError(f"feature shard {path} is missing; featurize again")
-                if sha256_file(path) != shard["sha256"]:
-                    raise UserError(
-                        f"feature shard {path} is damaged: its sha256 is not the manifest's; featurize again"
-                    )
-                self._verified.add(path.name)
-            yield load_tensors(path, "feature shard")
+            yield load_tensors(self._verify(shard), "feature shard")
 
     def _space(self, name: str) -> dict[str, Any]:
         if name not in self.spaces:
@@ -145,8 +157,8 @@ class StoreWriter:
     def __init__(self, path: Path, settings: dict[str, Any], batch: int) -> None:
         self.path, self.settings, self.batch = Path(path), settings, batch
         self.fingerprint = sha256_json(settings)
-        work = sha256_json([self.fingerprint, batch])[:12]
-        self.partial = self.path.parent / f".{self.path.stem}.{work}.partial"
+        self._work = sha256_json([self.fingerprint, batch])[:12]
+        self.partial = self.path.parent / f".{self.path.stem}.{self._work}.partial"
         self._lock: Any = None
 
     def open(self) -> None:
@@ -162,7 +174,11 @@ class StoreWriter:
         except OSError as error:
             raise UserError(f"another run is writing {self.path}; wait for it or choose another --out") from error
 
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_lock": None}
+
     def close(self) -> None:
+        """Let go of the lock. In a forked worker this closes only its own copy."""
         if self._lock is not None:
             self._lock.close()
             self._lock = None
@@ -198,7 +214,7 @@ class StoreWriter:
         failed: list[dict[str, Any]] = []
         shards: list[dict[str, Any]] = []
         for first in range(0, len(clips), per_shard):
-            file = f"{self.path.stem}-{self.fingerprint[:8]}-{len(shards):05d}.safetensors"
+            file = f"{self.path.stem}-{self._work}-{len(shards):05d}.safetensors"
             rows, batches = [], range(first // self.batch, -(-min(first + per_shard, len(clips)) // self.batch))
             for index in batches:
                 for clip, result in zip(self._slots(clips, index), self.results(index), strict=True):
@@ -246,6 +262,6 @@ def find_store(folders: list[Path], dataset: str, split: str, fingerprint: str) 
         path = folder / manifest_name(dataset, split)
         if path.is_file():
             store = FeatureStore(path)
-            if store.fingerprint == fingerprint:
+            if store.fingerprint == fingerprint and store.is_sound():
                 return store
     return None

@@ -81,9 +81,13 @@ def store_settings(
 
 def open_source(config: SourceConfig) -> tuple[VideoDataset, dict[str, BackboneCard]]:
     """Data set and cards; everything that can be wrong with the flags is found here, before any work."""
-    Sampling.parse(config.sampling)
+    sampling = Sampling.parse(config.sampling)
     get_device(config.device)
     cards = describe_all(config.student, config.teachers, config.frames, config.checkpoint, config.strict)
+    for name, card in cards.items():
+        if sampling.kind == "index" and len(sampling.indices) != card.plan.frames:
+            got, takes = len(sampling.indices), card.plan.frames
+            raise UserError(f"--sampling {config.sampling}: {got} frames are named, but {name} takes {takes}")
     options = {"fold": config.fold, "annotations": config.annotations, "list_file": config.list_file}
     data = build_dataset(config.dataset, config.root, config.split, **options)
     for note in data.notes:
@@ -127,7 +131,7 @@ def _finished(path: Path, writer: StoreWriter, config: FeaturizeConfig) -> Featu
         return None
     store = FeatureStore(path)
     if store.fingerprint == writer.fingerprint and store.manifest["batch"] == config.batch:
-        return store
+        return store if store.is_sound() else None
     old, new = (
         store.manifest["settings"] | {"batch": store.manifest["batch"]},
         writer.settings | {"batch": config.batch},
@@ -214,13 +218,19 @@ def summarise(store: FeatureStore, max_failed: float) -> int:
     """Say what the store holds and what it lacks; 1 if too many clips failed."""
     failed, missing = store.manifest["failed"], store.manifest["missing"]
     say(f"{len(store)} clips, {len(failed)} failed, {len(missing)} missing -> {store.path}")
+    for name, space in store.spaces.items():
+        stand_in = "  (identity stand-in)" if space["backend"] == "identity" else ""
+        say(f"  {name}: {space['dim']} dims, {space['pooling']} pooling, {space['checkpoint']}{stand_in}")
+    return failure_code(store, max_failed)
+
+
+def failure_code(store: FeatureStore, max_failed: float) -> int:
+    """List clips that could not be read; 1 if they are more than `max_failed` of those present."""
+    failed = store.manifest["failed"]
     for clip in failed[:20]:
         say(f"  failed: {clip['id']}: {clip['reason']}")
     if len(failed) > 20:
         say(f"  … and {len(failed) - 20} more, all in the manifest")
-    for name, space in store.spaces.items():
-        stand_in = "  (identity stand-in)" if space["backend"] == "identity" else ""
-        say(f"  {name}: {space['dim']} dims, {space['pooling']} pooling, {space['checkpoint']}{stand_in}")
     share = len(failed) / max(1, len(failed) + len(store))
     if share > max_failed:
         warn(f"{len(failed)} clips ({share:.1%}) could not be read, more than --max_failed {max_failed:.0%}")

@@ -65,7 +65,10 @@ class Sampling:
             if kind == "segments":
                 return Sampling()
             if kind == "index":
-                return Sampling("index", indices=tuple(int(v) for v in value.split(",")))
+                indices = tuple(int(v) for v in value.split(","))
+                if min(indices) < 0:
+                    raise ValueError
+                return Sampling("index", indices=indices)
             if float(value) <= 0:
                 raise ValueError
             return Sampling(kind, float(value))

@@ -1,6 +1,7 @@
 """One opened clip: a packet index where it can be trusted, sparse reads by seeking, true counts by decoding."""
 
 import bisect
+import contextlib
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -113,7 +114,10 @@ class VideoReader:
         """
         if self._count is None:
             guesses = [n for n in range(self._packets, self._packets - 3, -1) if n > 0]
-            held: dict[int, Any] = {i: None for n in guesses for i in choose(n)}
+            held: dict[int, Any] = {}
+            for n in guesses:
+                with contextlib.suppress(IndexError):  # explicit indices may suit one count and not another
+                    held |= dict.fromkeys(choose(n))
             for position, frame in enumerate(self._frames()):
                 if position in held:
                     held[position] = frame
@@ -129,8 +133,9 @@ class VideoReader:
         try:
             frames = self.read(indices)
         except IndexError:
-            frames = None
-        if self._count != before or frames is None:  # the file broke its index: the true count asks for other frames
+            if self._count == before:
+                raise
+        if self._count != before:  # the file broke its index: the true count asks for other frames
             return self.sample(choose)
         return indices, frames
 

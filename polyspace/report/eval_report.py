@@ -70,10 +70,12 @@ def difference_line(result: dict[str, Any]) -> str:
 
 def clips_line(result: dict[str, Any]) -> str:
     c = result["clips"]
+    seen = f" WARNING: {c['seen_in_training']} of them were in training." if c["seen_in_training"] else ""
+    trained = result["training_clips"]
     return (
         f"{c['evaluated']} of {c['listed']} clips scored ({c['failed']} unreadable, {c['missing']} missing, "
         f"{c['unlabelled']} unlabelled). Chance {result['chance']:.3f}. Heads trained on "
-        f"{result['training_clips']['train']} clips, epoch chosen on {result['training_clips']['held_out']} held out."
+        f"{trained['train']} clips, epoch chosen on {trained['held_out']} held out.{seen}"
     )
 
 

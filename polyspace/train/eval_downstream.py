@@ -98,20 +98,24 @@ def _train_store(about: dict[str, Any]) -> FeatureStore | None:
     return None
 
 
-def evaluate(config: EvalConfig) -> dict[str, Any]:
-    """Score heads and converters on one split and write eval_{dataset}_{split}.json, .md and pictures."""
+def evaluate(config: EvalConfig) -> tuple[dict[str, Any], int]:
+    """Score heads and converters on one split and write eval_{dataset}_{split}.json, .md and pictures.
+
+    Returns the result and the exit code (1 if too many clips could not be read).
+    """
     bank, about = load_converters(config.converters)
     fusion, control, fusion_about = load_fusion(config.fusion, bank)
     if fusion_about["converters_sha256"] != sha256_file(config.converters):
         raise UserError(f"{config.fusion} was trained with other converters than {config.converters}")
     out = config.out or config.fusion.parent
     try_writing(out)
-    store, cards = get_store(config, config.features, out / "cache")
+    store, cards, code = get_store(config, config.features, out / "cache")
     check_fit(bank, about, store, config.converters)
     if store.classes != fusion_about["classes"]:
         raise UserError(f"{store.path} has other classes than {config.fusion} was trained on")
-    if store.fingerprint in (fusion_about["train_fingerprint"], about["fingerprint"]):
-        warn("these clips are the ones that the heads were trained on; the scores say nothing about new clips")
+    seen = len(set(store.ids) & set(fusion_about["train_ids"]))
+    if seen:
+        warn(f"{seen} of {len(store)} clips were in training; the scores say nothing about new clips")
     rows, labels, unlabelled = _labelled(store)
     fused, alone = _logits(store.features(store.student)[rows], bank, (fusion, control), config.batch)
     device = get_device(config.device)
@@ -124,7 +128,7 @@ def evaluate(config: EvalConfig) -> dict[str, Any]:
         "dataset": config.dataset,
         "split": config.split,
         "generated": store.manifest.get("generated", False),
-        "clips": _counts(store, len(rows), unlabelled),
+        "clips": _counts(store, len(rows), unlabelled) | {"seen_in_training": seen},
         "stand_ins": store.stand_ins,
         "student": store.student,
         "spaces": store.spaces,
@@ -146,7 +150,7 @@ def evaluate(config: EvalConfig) -> dict[str, Any]:
         "run": run_info("eval", config),
     }
     write_eval_files(result, out)
-    return result
+    return result, code
 
 
 def _counts(store: FeatureStore, evaluated: int, unlabelled: int) -> dict[str, int]:
@@ -184,7 +188,7 @@ def main(argv: Sequence[str]) -> int:
         "--converters ./checkpoints/converters/converters_ep10.pt --fusion ./checkpoints/fusion/fusion_ep5.pt "
         "--frames 16 --batch 4",
     )
-    result = evaluate(config)
+    result, code = evaluate(config)
     clips = result["clips"]
     say(f"{clips['evaluated']} of {clips['listed']} clips ({clips['failed']} failed, {clips['missing']} missing)")
     for name, scores in result["heads"].items():
@@ -198,7 +202,7 @@ def main(argv: Sequence[str]) -> int:
     say(f"fusion − student only: {difference['top1']:+.3f} [{low:+.3f}, {high:+.3f}]: {difference['verdict']}")
     folder = config.out or config.fusion.parent
     say(f"-> {folder / f'eval_{config.dataset}_{config.split}.md'}")
-    return 0
+    return code
 
 
 if __name__ == "__main__":

@@ -3,28 +3,40 @@
 from pathlib import Path
 
 from polyspace.data.feature_store import FeatureStore, find_store
-from polyspace.data.featurize import FeaturizeConfig, SourceConfig, featurize, open_source, store_settings
+from polyspace.data.featurize import FeaturizeConfig, SourceConfig, failure_code, featurize, open_source, store_settings
 from polyspace.models.backbones import BackboneCard
 from polyspace.models.spaces.converters import ConverterBank
+from polyspace.utils import distrib
 from polyspace.utils.checkpoint_io import sha256_json
 from polyspace.utils.errors import UserError
 from polyspace.utils.log import say
 
+_COMPARED = (
+    ("dim", "dims"),
+    ("backend", "backend"),
+    ("digest", "weights"),
+    ("pooling", "pooling"),
+    ("plan", "frames or preprocessing"),
+)
 CACHE_BATCH = 2  # clips a forward when a command has to featurize by itself
 
 
-def get_store(config: SourceConfig, features: Path, cache: Path) -> tuple[FeatureStore, dict[str, BackboneCard]]:
-    """The store of these clips and backbones in `features`, else in `cache`, else made there now; and their cards."""
+def get_store(config: SourceConfig, features: Path, cache: Path) -> tuple[FeatureStore, dict[str, BackboneCard], int]:
+    """The store of these clips and backbones in `features`, else in `cache`, else made there now; their cards; and 1
+    if more clips than `max_failed` could not be read, else 0."""
+    if distrib.world_size() > 1:
+        raise UserError("this command runs in one process; start it without torchrun (featurize may use many)")
     data, cards = open_source(config)
     fingerprint = sha256_json(store_settings(config, data, cards))
     store = find_store([features, cache], data.name, data.split, fingerprint)
     if store is not None:
         say(f"features: {store.path} ({len(store)} clips, nothing to decode)")
-        return store, cards
+        return store, cards, failure_code(store, config.max_failed)
     say(f"features: none in {features} fit these settings; featurizing once into {cache}")
     shared = {name: getattr(config, name) for name in SourceConfig.model_fields if name != "list_file"}
     made = FeaturizeConfig(**shared, list=config.list_file, out=cache, batch=CACHE_BATCH, overwrite=True)
-    return featurize(made, (data, cards)), cards
+    store = featurize(made, (data, cards))
+    return store, cards, failure_code(store, config.max_failed)
 
 
 def check_fit(bank: ConverterBank, about: dict, store: FeatureStore, path: Path) -> None:
@@ -35,8 +47,6 @@ def check_fit(bank: ConverterBank, about: dict, store: FeatureStore, path: Path)
         space = store.spaces.get(name)
         if space is None:
             raise UserError(f"{path} has a converter to {name}, which the features of {store.path} lack")
-        for key, word in (("dim", "dims"), ("backend", "backend"), ("digest", "weights")):
+        for key, word in _COMPARED:
             if fitted[key] != space[key]:
-                raise UserError(
-                    f"{path} was fitted on other {word} of {name} ({fitted[key]}) than {store.path} has ({space[key]})"
-                )
+                raise UserError(f"{path} was fitted on other {word} of {name} than {store.path} has")

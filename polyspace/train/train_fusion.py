@@ -52,8 +52,10 @@ class FusionConfig(SourceConfig):
     epochs: int = Field(5, ge=1, description="passes over the training part")
     lr: float = Field(3e-4, gt=0, description="peak learning rate")
     weight_decay: float = Field(0.05, ge=0, description="on matrices only")
-    holdout: float = Field(0.2, gt=0, lt=1, description="share of source videos kept aside to choose the epoch")
-    seed: int = Field(0, ge=0, description="weights, order of clips, held-out videos")
+    holdout: float = Field(
+        0.2, gt=0, lt=1, description="share of source videos kept aside, if the converters name none"
+    )
+    seed: int = Field(0, ge=0, description="weights and order of clips")
     save_dir: Path = Field(Path("checkpoints/fusion"), description="folder of the result")
 
 
@@ -116,7 +118,7 @@ def load_fusion(path: Path, bank: ConverterBank) -> tuple[FusionHead, StudentHea
 
 
 def _check_classes(config: FusionConfig, store: FeatureStore) -> int:
-    """The number of classes is the data set's; classes without a training clip are named."""
+    """The number of classes is the data set's."""
     count = len(store.classes)
     if count < 2:
         raise UserError(f"{store.path} has {count} classes; a head needs at least two")
@@ -124,24 +126,18 @@ def _check_classes(config: FusionConfig, store: FeatureStore) -> int:
         raise UserError(f"--classes {config.classes}: {config.dataset} has {count} classes")
     if config.classes is not None and config.classes > count:
         warn(f"--classes {config.classes}: {config.dataset} has {count} classes here, which is used")
-    present = set(store.labels().tolist())
-    lacking = [name for k, name in enumerate(store.classes) if k not in present]
-    if lacking:
-        warn(
-            f"{len(lacking)} of {count} classes have no training clip and can't be predicted: {', '.join(lacking[:5])}"
-        )
     return count
 
 
-def train(config: FusionConfig) -> Path:
-    """Train both heads; returns the file written."""
+def train(config: FusionConfig) -> int:
+    """Train both heads and write them; returns the exit code (1 if too many clips could not be read)."""
     bank, about = load_converters(config.converters)
     try_writing(config.save_dir)
-    store, _ = get_store(config, config.features, config.save_dir / "cache")
+    store, _, code = get_store(config, config.features, config.save_dir / "cache")
     check_fit(bank, about, store, config.converters)
     classes = _check_classes(config, store)
     x, labels = store.features(store.student), store.labels()
-    held = hold_out(store.groups, labels.tolist(), config.holdout, config.seed)
+    held = _held_out(config, about, store, labels)
     set_seed(config.seed)
     fusion, control = matched_pair(x.shape[1], bank.dims, config.hidden, classes)
     fusion.fit_inputs(x[~held], bank(x[~held]))
@@ -163,10 +159,25 @@ def train(config: FusionConfig) -> Path:
     # named by all that the run depends on: the same line continues a killed run, another line starts its own
     folder = config.save_dir / f"run-{sha256_json([asdict(settings), depends])[:12]}"
     fit(engine, len(data), data.batch, settings, folder, name="fusion", about=depends)
-    path = _save(config, phase.cpu(), store, per_epoch, {"train": len(data), "held_out": int(held.sum())})
+    _save(config, phase.cpu(), store, per_epoch, {"train": len(data), "held_out": int(held.sum())})
     write_text(config.save_dir / "metrics.jsonl", (folder / "metrics.jsonl").read_text())
     shutil.rmtree(folder)
-    return path
+    return code
+
+
+def _held_out(config: FusionConfig, about: dict[str, Any], store: FeatureStore, labels: Tensor) -> Tensor:
+    """The converters' own held-out part where they were fitted on these clips: elsewhere translations are in-sample,
+    and an epoch chosen there would flatter the fusion head alone."""
+    share, seed = config.holdout, config.seed
+    if about["fingerprint"] == store.fingerprint:
+        share, seed = about["holdout"]["share"], about["holdout"]["seed"]
+    held = hold_out(store.groups, labels.tolist(), share, seed)
+    present = set(labels[~held].tolist())
+    lacking = [name for k, name in enumerate(store.classes) if k not in present]
+    if lacking:
+        shown = ", ".join(lacking[:5])
+        warn(f"{len(lacking)} of {len(store.classes)} classes have no training clip and can't be predicted: {shown}")
+    return held
 
 
 def _save(config: FusionConfig, phase: FusionPhase, store: FeatureStore, per_epoch: int, clips: dict[str, int]) -> Path:
@@ -186,6 +197,7 @@ def _save(config: FusionConfig, phase: FusionPhase, store: FeatureStore, per_epo
         "converters": str(config.converters),
         "converters_sha256": sha256_file(config.converters),
         "train_fingerprint": store.fingerprint,
+        "train_ids": store.ids,
         "best_epoch": epochs,
         "held_out": scores,
         "clips": clips,
@@ -195,7 +207,8 @@ def _save(config: FusionConfig, phase: FusionPhase, store: FeatureStore, per_epo
         "settings": {k: getattr(config, k) for k in ("epochs", "batch", "lr", "weight_decay", "holdout", "seed")},
     }
     save_torch(path, about | {"fusion": phase.best_fusion.state_dict(), "control": phase.best_control.state_dict()})
-    write_json(config.save_dir / "run.json", run_info("train-fusion", config) | {"result": about})
+    told = {k: v for k, v in about.items() if k != "train_ids"}
+    write_json(config.save_dir / "run.json", run_info("train-fusion", config) | {"result": told})
     for name, label in (("fusion", "fusion head"), ("student", "student-only head")):
         say(
             f"{label}: {params[name]} parameters, best epoch {epochs[name]} of {config.epochs}, "
@@ -217,8 +230,7 @@ def main(argv: Sequence[str]) -> int:
         "--converters ./checkpoints/converters/converters_ep10.pt --classes 51 --frames 16 --batch 4 --epochs 5 "
         "--lr 3e-4 --save_dir ./checkpoints/fusion",
     )
-    train(config)
-    return 0
+    return train(config)
 
 
 if __name__ == "__main__":

@@ -31,7 +31,7 @@ def hold_out(
     held: set[str] = set()
     for label in sorted(by_class, key=lambda x: -1 if x is None else x):
         ranked = sorted(by_class[label], key=lambda g: hashlib.sha256(f"{seed}:{g}".encode()).digest())
-        want = math.ceil(share * len(ranked)) if len(ranked) > 1 else 0
+        want = min(math.ceil(share * len(ranked)), len(ranked) - 1)
         want -= sum(g in held for g in ranked)
         for group in ranked:
             if group not in kept and group not in held:

@@ -39,7 +39,7 @@ def test_words_are_parsed_and_said_again():
     assert len(Sampling.parse("segments").pick(64, 8, 25.0, clips=3)) == 3
 
 
-@pytest.mark.parametrize("word", ["segmnts", "stride:0", "fps:x", "index:1,b"])
+@pytest.mark.parametrize("word", ["segmnts", "stride:0", "fps:x", "index:1,b", "index:-1,2"])
 def test_a_wrong_word_names_itself(word):
     with pytest.raises(UserError, match=word):
         Sampling.parse(word)

@@ -132,6 +132,17 @@ def test_sampling_decodes_each_frame_once_even_when_only_decoding_tells_the_coun
     assert torch.equal(frames, read_frames(path, [0, 24, 47]))
 
 
+def test_named_indices_up_to_the_last_frame_are_found_where_only_decoding_tells_the_count(real_data):
+    with VideoReader(real_data / "hmdb51" / "wave" / "TrumanShow_wave_f_nm_np1_fr_med_26.avi") as video:
+
+        def last(n):
+            if n < 48:
+                raise IndexError("beyond the last")
+            return [0, 47]
+
+        assert video.sample(last)[0] == [0, 47]
+
+
 def test_sampling_a_damaged_file_uses_its_true_count(real_data):
     with VideoReader(real_data / "odd" / "corrupted.mp4") as video:
         indices, _ = video.sample(lambda n: [n - 1])

@@ -132,6 +132,37 @@ def test_converters_that_do_not_fit_the_store_are_an_error(place, tmp_path):
     )
 
 
+def test_features_of_another_plan_do_not_fit(place):
+    run_fails(
+        EVALUATE.replace("--frames 16", "--frames 8") + " --no-latency --out ./o8", place, "other frames", "vjepa2"
+    )
+
+
+def test_clips_that_were_in_training_are_counted_and_said(place):
+    """Another official fold's test list holds training clips of this one."""
+    done = run_ok(EVALUATE + " --fold 2 --no-latency --out ./fold2", place)
+    train = json.loads((place / "features" / "features_hmdb51_train.json").read_text())
+    result = json.loads((place / "fold2" / "eval_hmdb51_validation.json").read_text())
+    scored = json.loads((place / "fold2" / "cache" / "features_hmdb51_validation.json").read_text())
+    common = {c["id"] for c in train["clips"]} & {c["id"] for c in scored["clips"]}
+    assert common and result["clips"]["seen_in_training"] == len(common)
+    assert f"{len(common)} of {len(scored['clips'])} clips were in training" in done.stderr
+    assert "were in training" in (place / "fold2" / "eval_hmdb51_validation.md").read_text()
+
+
+def test_too_many_unreadable_clips_fail_the_evaluation_after_it_is_written(place, tmp_path):
+    shutil.copytree(place / "datasets", tmp_path / "datasets")
+    for video in list((tmp_path / "datasets" / "hmdb51").glob("*/*.avi"))[::2]:
+        video.write_bytes(b"")
+    done = run(EVALUATE.replace("./checkpoints", f"{place}/checkpoints") + " --no-latency --out ./o", tmp_path)
+    assert done.returncode == 1 and "--max_failed" in done.stderr and "failed: " in done.stdout
+    assert (tmp_path / "o" / "eval_hmdb51_validation.json").is_file()
+
+
+def test_several_processes_are_refused_where_one_is_meant(place):
+    run_fails(FUSE, place, "without torchrun", WORLD_SIZE="2", RANK="0")
+
+
 def test_bad_input_is_a_sentence_that_names_the_culprit(place, tmp_path):
     features = place / "features" / "features_hmdb51_train.json"
     run_fails(CONVERT.replace("--lr 1e-3", "--lr fast"), place, "--lr", "fast")
@@ -139,6 +170,9 @@ def test_bad_input_is_a_sentence_that_names_the_culprit(place, tmp_path):
     run_fails(CONVERT.replace("features_hmdb51_train", "absent"), place, "absent.json does not exist")
     run_fails(FEATURIZE.replace("--split train", "--split trian"), place, "--split trian", "did you mean 'train'")
     run_fails(FUSE.replace("--classes 51", "--classes 12"), place, "--classes 12")
+    run_fails(FEATURIZE + " --checkpoint vivit=some/where", place, "--checkpoint vivit=some/where")
+    run_fails(FEATURIZE + " --sampling index:0,3", place, "index:0,3", "vjepa2 takes 16")
+    run_fails(CONVERT + " --set lr=[1", place, "--set lr=[1")
     half = tmp_path / "half.json"
     half.write_text(features.read_text()[:200])
     run_fails(CONVERT.replace("./features/features_hmdb51_train.json", str(half)), place, "half.json is not valid JSON")

@@ -32,6 +32,11 @@ def test_the_choice_depends_on_names_not_on_order():
     assert not torch.equal(hold_out(groups, labels, 0.3, seed=5), mask)
 
 
+def test_no_class_loses_its_last_video_to_a_large_share():
+    mask = hold_out(list("abcdef"), [0, 0, 1, 1, 1, 1], 0.9)
+    assert not mask[:2].all() and not mask[2:].all() and mask.sum() == 4
+
+
 def test_a_class_of_one_video_stays_in_training_and_nothing_to_hold_out_is_an_error():
     mask = hold_out(["a", "b", "c", "only"], [0, 0, 0, 1], 0.3)
     assert not mask[3]

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from pathlib import Path
 
 from polyspace.models.backbones import hf, identity
 from polyspace.models.backbones.base import Backbone, BackboneCard
@@ -33,7 +34,7 @@ def parse_checkpoints(items: Sequence[str], names: Sequence[str]) -> dict[str, t
                 f"--checkpoint {item}: {name} is neither student nor teacher here{did_you_mean(name, names)}"
             )
         path, at, revision = value.rpartition("@")
-        out[name] = (path, revision) if at and path else (value, None)
+        out[name] = (path, revision) if at and path and not Path(value).is_dir() else (value, None)
     return out
 
 
@@ -62,6 +63,8 @@ def _describe(name: str, places: Mapping[str, tuple[str, str | None]], frames: i
     try:
         card = BACKBONES[name](checkpoint, revision, frames)
     except WeightsUnavailable as error:
+        if checkpoint is not None:  # weights that were named must be these weights
+            raise UserError(f"--checkpoint {name}={checkpoint}: {error}") from error
         if strict:
             raise UserError(f"--strict: {name} has no weights: {error}") from error
         return identity.describe(name, frames, why=str(error))

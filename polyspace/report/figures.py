@@ -9,6 +9,7 @@ import numpy as np
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
+from matplotlib.patheffects import withStroke
 
 from polyspace.utils.checkpoint_io import atomic_file
 
@@ -17,7 +18,9 @@ WATERMARK = "identity stand-in"
 
 def _save(figure: Any, path: Path, watermark: bool) -> Path:
     if watermark:
-        figure.text(0.5, 0.5, WATERMARK, fontsize=38, color="red", alpha=0.18, ha="center", va="center", rotation=28)
+        outline = [withStroke(linewidth=3, foreground="white", alpha=0.5)]
+        place = {"ha": "center", "va": "center", "rotation": 28, "path_effects": outline}
+        figure.text(0.5, 0.5, WATERMARK, fontsize=44, color="red", alpha=0.5, **place)
     with atomic_file(path) as file:
         figure.savefig(file, format="png", dpi=110, bbox_inches="tight")
     plt.close(figure)

@@ -101,6 +101,9 @@ class VideoReader:
             if not self._count:
                 raise VideoError(self.path, self.damage or "no frame decodes")
             raise IndexError(f"{self.path}: frame index {wanted[-1]} is beyond the last of {self._count} frames")
+        return self._stack(found, indices)
+
+    def _stack(self, found: dict[int, np.ndarray], indices: Sequence[int]) -> UInt8[Tensor, "n H W 3"]:
         sizes = {frame.shape for frame in found.values()}
         if len(sizes) > 1:
             raise VideoError(self.path, f"the frame size changes within the clip ({len(sizes)} sizes)")
@@ -124,8 +127,7 @@ class VideoReader:
             self._open()
             if self._count is not None and self._count in guesses:
                 indices = list(choose(self._count))
-                rgb = {i: self._rgb(held[i]) for i in set(indices)}
-                return indices, torch.from_numpy(np.stack([rgb[i] for i in indices]))
+                return indices, self._stack({i: self._rgb(held[i]) for i in set(indices)}, indices)
         if not self._count:
             raise VideoError(self.path, self.damage or "no frame decodes")
         indices = list(choose(self._count))

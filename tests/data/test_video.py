@@ -143,6 +143,21 @@ def test_named_indices_up_to_the_last_frame_are_found_where_only_decoding_tells_
         assert video.sample(last)[0] == [0, 47]
 
 
+def test_a_clip_whose_frame_size_changes_is_a_video_error_either_way(real_data, monkeypatch):
+    from polyspace.data.rgb import RgbConverter
+
+    whole, calls = RgbConverter.__call__, []
+
+    def shrinking(self, frame):
+        calls.append(frame)
+        return whole(self, frame)[len(calls) :]
+
+    monkeypatch.setattr(RgbConverter, "__call__", shrinking)
+    for name in ("hmdb51/wave/TrumanShow_wave_f_nm_np1_fr_med_26.avi", "clips/mmaction2_demo.mp4"):
+        with VideoReader(real_data / name) as video, pytest.raises(VideoError, match="frame size changes"):
+            video.sample(lambda n: [0, n - 1])
+
+
 def test_sampling_a_damaged_file_uses_its_true_count(real_data):
     with VideoReader(real_data / "odd" / "corrupted.mp4") as video:
         indices, _ = video.sample(lambda n: [n - 1])

@@ -11,7 +11,8 @@ from torch import Tensor
 @dataclass(frozen=True)
 class VideoBatch:
     """video (B,T,H,W,3) normalised, or cached `features` {space: (B,D)}; label (B,) ids; the rest where a phase needs
-    it: text, saliency (B,M), actions (B,A,7), valid (B,N) True where real."""
+    it: text, saliency (B,M), actions (B,A,7), valid (B,N) True where real. `place` is where in a run the batch stands:
+    (update, index of its first clip in the global batch)."""
 
     video: Tensor | None = None
     label: Tensor | None = None
@@ -20,6 +21,7 @@ class VideoBatch:
     saliency: Tensor | None = None
     actions: Tensor | None = None
     valid: Tensor | None = None
+    place: tuple[int, int] = (0, 0)
 
     def __len__(self) -> int:
         for value in (self.video, self.label):

@@ -5,7 +5,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -64,15 +64,18 @@ def fit(
     *,
     name: str = "train",
     about: dict[str, Any] | None = None,
+    prefetch: Callable[[torch.Tensor], None] | None = None,
 ) -> dict[str, Any]:
     """Train until `settings.steps`, from `folder`'s last checkpoint if there is one; returns the last metrics.
 
     `load(indices)` gives the items of a micro-batch. `about` is whatever else the run depends on: a checkpoint made
-    under other settings is not continued but refused. SIGTERM and SIGINT save and stop (KeyboardInterrupt).
+    under other settings is not continued but refused. `prefetch` is told the next update's items.
+    SIGTERM and SIGINT save and stop (KeyboardInterrupt).
     """
     if num_items < 1:
         raise UserError(f"{name}: no clip to train on")
     identity = sha256_json([asdict(settings), num_items, about or {}])
+    alarmed = False
     start, metrics, bad = _resume(engine, folder, identity, name)
     log = _MetricsFile(folder / "metrics.jsonl", start)
 
@@ -85,7 +88,9 @@ def fit(
         for step in range(start, settings.steps):
             engine.phase.train()
             picks = step_indices(num_items, settings.batch, step, settings.seed)
-            batches = [load(part) for part in picks.chunk(settings.accumulate)]
+            if prefetch is not None and step + 1 < settings.steps:
+                prefetch(step_indices(num_items, settings.batch, step + 1, settings.seed))
+            batches = list(_micro_batches(picks, load, settings.accumulate, step))
             lr = warmup_cosine(step, settings.steps, settings.lr, settings.warmup_ratio)
             output, sound = engine.update(batches, lr)
             bad = 0 if sound else bad + 1
@@ -102,6 +107,10 @@ def fit(
                 values = {k: v.item() for k, v in output.metrics.items()}
                 metrics = {"step": done, "loss": output.loss.item(), "lr": lr, **values}
                 log.add(metrics)
+                alarm = engine.phase.alarm(metrics)
+                if alarm is not None and not alarmed:
+                    warn(f"{name}: step {done}: {alarm}")
+                alarmed = alarm is not None
                 bar.step(0, loss=f"{metrics['loss']:.3f}")
             if settings.eval_every and (done % settings.eval_every == 0 or last):
                 scores = _evaluate(engine, done)
@@ -113,6 +122,15 @@ def fit(
             if stopped.is_set() and not last:
                 raise KeyboardInterrupt
     return metrics
+
+
+def _micro_batches(
+    picks: torch.Tensor, load: Callable[[torch.Tensor], VideoBatch], accumulate: int, step: int
+) -> Iterator[VideoBatch]:
+    first = 0
+    for part in picks.chunk(accumulate):
+        yield replace(load(part), place=(step, first))
+        first += len(part)
 
 
 @torch.no_grad()

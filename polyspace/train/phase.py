@@ -28,3 +28,7 @@ class Phase(nn.Module):
     def evaluate(self, step: int) -> dict[str, Any]:
         """Called every `eval_every` updates in eval mode without gradients; returns numbers to log."""
         return {}
+
+    def alarm(self, metrics: dict[str, Any]) -> str | None:
+        """A sentence when logged metrics say that the run has gone wrong; shown as a warning."""
+        return None

@@ -1,0 +1,44 @@
+"""Auxiliary terms that steer the tokenizer: how many chunks, how sure, how evenly used. fp32 inside, scalars out."""
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from polyspace.utils.distrib import all_reduce_sum
+
+
+def ratio_loss(
+    boundary: Bool[Tensor, "*N"], prob: Float[Tensor, "*N"], valid: Bool[Tensor, "*N"], ratio: float
+) -> Float[Tensor, ""]:
+    """Steers the share of boundaries to 1/ratio: R/(R−1)·[(R−1)·F·G + (1−F)(1−G)], F = share of boundaries and
+    G = mean probability over the valid cells of all ranks. It is 1 where F = G = 1/R, and its gradient in G,
+    proportional to R·F − 1, changes sign there. Source: H-Net, arXiv 2507.07955, section 2.2.2.
+    """
+    if ratio <= 1:
+        raise ValueError(f"ratio must be above 1 (cells a chunk), not {ratio}")
+    p, use = prob.float(), valid.float()
+    sums = all_reduce_sum(torch.stack([(boundary.float() * use).sum(), (p * use).sum(), use.sum()]))
+    share, mean = sums[0] / sums[2].clamp_min(1), sums[1] / sums[2].clamp_min(1)
+    return ratio / (ratio - 1) * ((ratio - 1) * share.detach() * mean + (1 - share.detach()) * (1 - mean))
+
+
+def entropy_loss(assignment: Float[Tensor, "B N M"], valid: Bool[Tensor, "B N"]) -> Float[Tensor, ""]:
+    """Mean entropy in nats of the rows of an assignment over valid cells: 0 where each cell has one chunk."""
+    a = assignment.float()
+    rows = -torch.special.xlogy(a, a.clamp_min(1e-9)).sum(-1)
+    return torch.where(valid, rows, 0).sum() / valid.sum().clamp_min(1)
+
+
+def boundary_loss(prob: Float[Tensor, "*N"], valid: Bool[Tensor, "*N"]) -> Float[Tensor, ""]:
+    """Mean of 4·p·(1 − p) over valid cells: 1 where every decision is a coin's, 0 where all are sure."""
+    p = prob.float()
+    return torch.where(valid, 4 * p * (1 - p), 0).sum() / valid.sum().clamp_min(1)
+
+
+def balance_loss(usage: Float[Tensor, "B K"], coverage: Float[Tensor, "B K"]) -> Float[Tensor, ""]:
+    """KL(usage ‖ coverage) of batch sums over all ranks, each normalised to 1: prototypes or slots are used as much as
+    what they cover asks for. `coverage` is what equal treatment of this input would give (uniform is wrong under
+    masks). 0 where they agree."""
+    sums = all_reduce_sum(torch.stack([usage.float().sum(0), coverage.float().sum(0)]))
+    p, q = (s / s.sum().clamp_min(1e-12) for s in sums)
+    return torch.special.xlogy(p, p.clamp_min(1e-12) / q.clamp_min(1e-12)).sum()

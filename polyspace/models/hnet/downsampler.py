@@ -1,0 +1,125 @@
+"""Chunks -> tokens: merge down to a budget, then pool each chunk's cells by learned attention."""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from polyspace.models.hnet.encoder import Cells, take_rows
+from polyspace.models.hnet.routing import Routing
+
+
+@dataclass(frozen=True)
+class Chunks:
+    """tokens (B,M,D), centroids (B,M,3) in cells, sizes (B,M) in cells (fractions allowed), valid (B,M), and the
+    assignment (B,V,M) of visible cells, rows of real cells summing to 1. Padded slots are 0."""
+
+    tokens: Float[Tensor, "B M D"]
+    centroids: Float[Tensor, "B M 3"]
+    sizes: Float[Tensor, "B M"]
+    valid: Bool[Tensor, "B M"]
+    assignment: Float[Tensor, "B V M"]
+
+
+class LearnedAttentionPooling(nn.Module):
+    """z_k = Σ_i w_ik f_i with w_ik ∝ A_ik·exp(⟨query_h, f_i⟩): a learned query token a head weighs a chunk's cells.
+
+    Each head pools its own slice of the features, so that a chunk of one cell is that cell unchanged. Queries start at
+    0: the plain mean over the assignment. `learned` False keeps it that. Above `num_chunks` slots the surplus is merged
+    into the kept ones (`merge`); `bucket` rounds the number of slots up, for fewer shapes.
+    """
+
+    def __init__(
+        self, dim: int, heads: int, learned: bool = True, neighbours: int = 4, pull: float = 1.0, select: bool = False
+    ) -> None:
+        super().__init__()
+        self.heads, self.neighbours, self.pull = heads, neighbours, pull
+        self.query = nn.Linear(dim, heads, bias=False) if learned else None
+        if self.query is not None:
+            nn.init.zeros_(self.query.weight)
+        self.score = nn.Linear(dim, 1) if select else None
+
+    def forward(
+        self,
+        cells: Cells,
+        routing: Routing,
+        num_chunks: int | None = None,
+        saliency: Float[Tensor, "B V"] | None = None,
+    ) -> Chunks:
+        """Merge above `num_chunks`, pool; `saliency` ≥ 0 multiplies a cell's weight."""
+        assignment, valid = routing.assignment(cells.valid), routing.valid
+        if num_chunks is not None and valid.shape[1] > num_chunks:
+            merged, valid = self.merge(cells, routing, assignment, num_chunks)
+            assignment = assignment @ merged
+        tokens = self.pool(routing.fine, assignment, saliency)
+        mass = assignment.sum(1)
+        places = cells.coords.to(mass.dtype)
+        centroids = torch.einsum("bvm,bvc->bmc", assignment, places) / mass.clamp_min(1e-6)[..., None]
+        keep = valid[..., None]
+        return Chunks(
+            torch.where(keep, tokens, 0),
+            torch.where(keep, centroids, 0),
+            torch.where(valid, mass, 0),
+            valid,
+            assignment,
+        )
+
+    def pool(
+        self, fine: Float[Tensor, "B V D"], assignment: Float[Tensor, "B V M"], saliency: Float[Tensor, "B V"] | None
+    ) -> Float[Tensor, "B M D"]:
+        weight = torch.ones(*fine.shape[:2], self.heads, dtype=fine.dtype, device=fine.device)
+        if self.query is not None:
+            score = self.query(fine)
+            weight = (score - score.amax(1, keepdim=True).detach()).exp()
+        if saliency is not None:
+            weight = weight * saliency.to(weight.dtype)[..., None]
+        weighted = fine.unflatten(-1, (self.heads, -1)) * weight[..., None]
+        a = assignment.to(fine.dtype).transpose(1, 2)  # (B,M,V)
+        total = (a @ weight).clamp_min(1e-12)
+        return ((a @ weighted.flatten(2)).unflatten(-1, (self.heads, -1)) / total[..., None]).flatten(2)
+
+    def priority(self, cells: Cells, routing: Routing) -> Float[Tensor, "B M"]:
+        """Which chunks to keep: the learned score where selection is learned, else p of the chunk's head, and for the
+        first of a column, which has no p, how much it differs from the mean of all heads."""
+        head = routing.head
+        heads = take_rows(cells.x, head)
+        if self.score is not None:
+            return self.score(take_rows(routing.fine, head)).squeeze(-1)
+        use = routing.valid[..., None]
+        mean = torch.where(use, heads, 0).sum(1, keepdim=True) / use.sum(1, keepdim=True).clamp_min(1)
+        novelty = (1 - torch.cosine_similarity(heads - mean, mean.expand_as(heads), dim=-1)) / 2
+        return torch.where(routing.judged.gather(1, head), routing.prob.gather(1, head), novelty)
+
+    def merge(
+        self, cells: Cells, routing: Routing, assignment: Float[Tensor, "B V M"], num_chunks: int
+    ) -> tuple[Float[Tensor, "B M S"], Bool[Tensor, "B S"]]:
+        """Slots -> kept slots: kept ones map to themselves, the others to the `neighbours` nearest kept ones with
+        weights softmax(⟨z_r, z_k⟩/√D − pull·distance²), distance in cells between centroids (a k-NN graph)."""
+        mass = assignment.sum(1).clamp_min(1e-6)[..., None]
+        z = assignment.transpose(1, 2) @ routing.fine / mass
+        place = assignment.transpose(1, 2) @ cells.coords.to(z.dtype) / mass
+        score = self.priority(cells, routing)
+        ranked = torch.where(routing.valid, score.detach(), float("-inf"))
+        kept = ranked.topk(num_chunks, dim=1).indices.sort(1).values  # (B,S)
+        kept_valid = routing.valid.gather(1, kept)
+        logits = z @ take_rows(z, kept).transpose(1, 2) / z.shape[-1] ** 0.5
+        distance = torch.cdist(place.float(), take_rows(place, kept).float()).square()
+        if self.score is not None:  # a straight-through gate lets the score learn
+            logits = logits + torch.nn.functional.logsigmoid(score.gather(1, kept))[:, None]
+        logits = (logits - self.pull * distance).masked_fill(~kept_valid[:, None], float("-inf"))
+        near = distance.masked_fill(~kept_valid[:, None], float("inf"))
+        bound = near.topk(min(self.neighbours, num_chunks), dim=-1, largest=False).values[..., -1:]
+        bound = torch.where(bound.isinf(), near.amax(-1, keepdim=True), bound)
+        weights = logits.masked_fill(near > bound, float("-inf")).softmax(-1)
+        weights = torch.where(kept_valid[:, None], weights, 0).nan_to_num(0)
+        own = torch.zeros_like(weights).scatter(1, kept[:, None], 0)
+        slot = torch.arange(num_chunks, device=kept.device).expand_as(kept)
+        own[torch.arange(len(kept), device=kept.device)[:, None], kept, slot] = 1
+        is_kept = torch.zeros_like(routing.valid).scatter(1, kept, kept_valid)
+        return torch.where(is_kept[..., None], own, weights).to(assignment.dtype), kept_valid
+
+
+def gather_tokens(tokens: Float[Tensor, "B M D"], slots: Int[Tensor, "B K"]) -> Float[Tensor, "B K D"]:
+    """Tokens of chosen slots."""
+    return take_rows(tokens, slots)

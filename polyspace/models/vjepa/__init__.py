@@ -1,0 +1,1 @@
+"""Encoders that are trained by predicting hidden content in latent space, and the predictor that trains them."""

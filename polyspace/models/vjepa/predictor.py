@@ -1,0 +1,44 @@
+"""From what was seen to what was hidden: a light transformer over context tokens and queries."""
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from polyspace.models.layers import Block, sincos_code
+
+
+class Predictor(nn.Module):
+    """Latents at the queries' places, given context tokens at theirs.
+
+    Context and queries carry one and the same continuous code of their coordinates; with two different codes motion
+    can't be extrapolated. Hidden content comes in nowhere: a query is a learned vector plus its place.
+    """
+
+    def __init__(self, dim: int, width: int, depth: int, heads: int) -> None:
+        super().__init__()
+        self.width = width
+        self.into, self.query = nn.Linear(dim, width), nn.Parameter(torch.zeros(width))
+        self.blocks = nn.ModuleList([Block(width, heads) for _ in range(depth)])
+        self.norm, self.out = nn.LayerNorm(width), nn.Linear(width, dim)
+
+    def forward(
+        self,
+        tokens: Float[Tensor, "B M D"],
+        places: Float[Tensor, "B M 3"],
+        valid: Bool[Tensor, "B M"] | None,
+        query_places: Float[Tensor, "B Q 3"],
+        hints: Float[Tensor, "B Q W"] | None = None,
+    ) -> Float[Tensor, "B Q D"]:
+        """Predictions in the queries' order; `hints` are added to the queries (e.g. a code of the size asked for)."""
+        context = self.into(tokens) + sincos_code(places, self.width).to(tokens.dtype)
+        queries = self.query + sincos_code(query_places, self.width).to(tokens.dtype)
+        if hints is not None:
+            queries = queries + hints
+        x = torch.cat([context, queries], 1)
+        pad = None
+        if valid is not None and not bool(valid.all()):
+            pad = F.pad(~valid, (0, queries.shape[1]))
+        for block in self.blocks:
+            x = block(x, pad)
+        return self.out(self.norm(x[:, tokens.shape[1] :]))

@@ -1,0 +1,210 @@
+"""The encoders: a ViT over tubelets (the baseline) and a ViT over chunks of the video's own choice (HNetViT)."""
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from polyspace.models.features import Features
+from polyspace.models.hnet.dechunker import dechunk, to_grid
+from polyspace.models.hnet.downsampler import Chunks, LearnedAttentionPooling
+from polyspace.models.hnet.encoder import Cells, ColumnResNet, TubeletStem, expand_hidden, grid_of
+from polyspace.models.hnet.pos_enc import ChunkPosition
+from polyspace.models.hnet.routing import Routing, SparseRouting
+from polyspace.models.layers import Block, sincos_code
+from polyspace.utils.errors import did_you_mean
+
+# ViT width, depth, heads, encoder width, conv width, unit, blocks before chunking, most chunks. The conv width is a
+# sixteenth of the ViT's in every preset.
+PRESETS: dict[str, dict[str, Any]] = {
+    "tiny": dict(dim=128, depth=4, heads=4, cell_dim=96, conv_width=8, unit=8, cell_depth=1, max_chunks=None, groups=4),
+    "small": dict(dim=384, depth=12, heads=6, cell_dim=192, conv_width=24, unit=16, cell_depth=2, max_chunks=196),
+    "base": dict(dim=768, depth=12, heads=12, cell_dim=256, conv_width=48, unit=16, cell_depth=2, max_chunks=196),
+    "large": dict(dim=1024, depth=24, heads=16, cell_dim=256, conv_width=64, unit=16, cell_depth=2, max_chunks=196),
+}
+
+
+class ViT(nn.Module):
+    """Transformer blocks and a last norm over (B,M,D); padding is neither attended to nor returned (zeros).
+
+    `recompute` trades time for memory: each layer's activations are computed again in the backward pass, once.
+    `groups` > 1 sorts the clips of a batch by length and runs them in so many parts, each padded to its own longest:
+    cheaper where lengths differ much and launches cost little.
+    """
+
+    def __init__(
+        self, dim: int, depth: int, heads: int, mlp_ratio: float = 4.0, recompute: bool = False, groups: int = 1
+    ) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList([Block(dim, heads, mlp_ratio) for _ in range(depth)])
+        self.norm, self.recompute, self.groups = nn.LayerNorm(dim), recompute, groups
+
+    def forward(
+        self, x: Float[Tensor, "B M D"], key_padding_mask: Bool[Tensor, "B M"] | None = None
+    ) -> Float[Tensor, "B M D"]:
+        if key_padding_mask is None or not bool(key_padding_mask.any()):
+            return self._run(x, None)
+        if self.groups == 1 or len(x) < 2 * self.groups:
+            return self._run(x, key_padding_mask)
+        lengths = (~key_padding_mask).sum(1)
+        order = lengths.argsort(stable=True)
+        parts = []
+        for rows in order.chunk(self.groups):
+            longest = int(lengths[rows].max())
+            pad = key_padding_mask[rows, :longest]
+            part = self._run(x[rows, :longest], pad if bool(pad.any()) else None)
+            parts.append(F.pad(part, (0, 0, 0, x.shape[1] - longest)))
+        return torch.cat(parts)[order.argsort()]
+
+    def _run(self, x: Float[Tensor, "B M D"], key_padding_mask: Bool[Tensor, "B M"] | None) -> Float[Tensor, "B M D"]:
+        for block in self.blocks:
+            if self.recompute and torch.is_grad_enabled():
+                x = checkpoint(block, x, key_padding_mask, use_reentrant=False)
+            else:
+                x = block(x, key_padding_mask)
+        x = self.norm(x)
+        return x if key_padding_mask is None else torch.where(key_padding_mask[..., None], 0, x)
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """What an encoder knows about a batch: its tokens with places and sizes, over the visible cells (B,V).
+
+    For chunk encoders also the cells, the routing and the assignment of cells to tokens (B,V,M); None for tubelets,
+    whose tokens are the cells.
+    """
+
+    tokens: Float[Tensor, "B M D"]
+    valid: Bool[Tensor, "B M"]
+    centroids: Float[Tensor, "B M 3"]
+    sizes: Float[Tensor, "B M"]
+    cells: Cells
+    routing: Routing | None = None
+    chunks: Chunks | None = None
+
+    def on_cells(self) -> Float[Tensor, "B V D"]:
+        """Latents of the visible cells: the tokens handed back to the cells they stand for."""
+        return self.tokens if self.chunks is None else dechunk(self.tokens, self.chunks.assignment)
+
+    def on_grid(self) -> Float[Tensor, "B N D"]:
+        """The same on the whole grid, zeros where hidden."""
+        t, h, w = self.cells.grid
+        return to_grid(self.on_cells(), self.cells.index, self.cells.valid, t * h * w)
+
+
+class TubeletViT(nn.Module):
+    """The plain V-JEPA encoder: one token a visible cell, fixed positions, the same ViT. Source: V-JEPA 2,
+    arXiv 2506.09985, section 2.1 (with sin-cos positions)."""
+
+    def __init__(self, dim: int, depth: int, heads: int, unit: int, unit_frames: int = 2, recompute: bool = False):
+        super().__init__()
+        self.dim, self.unit, self.unit_frames = dim, unit, unit_frames
+        self.stem = TubeletStem(dim, unit, unit_frames)
+        self.vit = ViT(dim, depth, heads, recompute=recompute)
+
+    def encode(self, video: Float[Tensor, "B T H W 3"], hidden: Bool[Tensor, "B *t h w"] | None = None) -> Encoded:
+        cells = self.stem(video, _flat(hidden, video, self.unit, self.unit_frames))
+        x = cells.x + sincos_code(cells.coords, self.dim)
+        tokens = self.vit(x, None if hidden is None else ~cells.valid)
+        return Encoded(tokens, cells.valid, cells.coords, cells.valid.to(tokens.dtype), cells)
+
+    def forward(self, video: Float[Tensor, "B T H W 3"], hidden: Bool[Tensor, "B *t h w"] | None = None) -> Features:
+        return _features(self.encode(video, hidden), None if hidden is not None else grid_of(video, self.unit, 2))
+
+
+class HNetViT(nn.Module):
+    """The video encoder that chooses its own tokens: cells → routing → pooled chunks → positions → ViT.
+
+    `forward(video, hidden=None, num_chunks=None)`: video (B,T,H,W,3) normalised; hidden bool (B,H/u,W/u) for whole
+    columns or (B,T/τ,H/u,W/u), True = not to be seen, u = `unit` pixels, τ = `unit_frames`; num_chunks sets a budget
+    (at most so many tokens a clip, and so many where the clip has that many cells), else the content decides up to
+    `max_chunks`. Nothing that is returned depends on hidden pixels.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        depth: int,
+        heads: int,
+        unit: int,
+        unit_frames: int = 2,
+        *,
+        cell_dim: int | None = None,
+        cell_depth: int = 1,
+        conv_width: int = 8,
+        stem: Literal["resnet", "tubelet"] = "resnet",
+        soft: bool = True,
+        fixed: int | None = None,
+        learned_pooling: bool = True,
+        learned_selection: bool = False,
+        adaptive_positions: bool = True,
+        max_chunks: int | None = None,
+        recompute: bool = False,
+        groups: int = 1,
+    ) -> None:
+        super().__init__()
+        self.dim, self.unit, self.unit_frames, self.max_chunks = dim, unit, unit_frames, max_chunks
+        width = cell_dim or dim
+        cell_heads = max(1, width // 32)
+        self.stem: nn.Module = (
+            TubeletStem(width, unit, unit_frames)
+            if stem == "tubelet"
+            else ColumnResNet(width, unit, unit_frames, conv_width)
+        )
+        self.routing = SparseRouting(width, cell_heads, cell_depth, soft, fixed)
+        self.downsampler = LearnedAttentionPooling(width, cell_heads, learned_pooling, select=learned_selection)
+        self.widen = nn.Identity() if width == dim else nn.Linear(width, dim)
+        self.position = ChunkPosition(dim, adaptive=adaptive_positions)
+        self.vit = ViT(dim, depth, heads, recompute=recompute, groups=groups)
+
+    @classmethod
+    def from_preset(cls, name: str, **changes: Any) -> "HNetViT":
+        """`tiny` (8 px units; clips to 16×64×64), `small`, `base`, `large` (16 px units; any size the unit divides)."""
+        if name not in PRESETS:
+            raise ValueError(f"unknown preset {name!r}{did_you_mean(name, PRESETS)}")
+        return cls(**(PRESETS[name] | changes))
+
+    def encode(
+        self,
+        video: Float[Tensor, "B T H W 3"],
+        hidden: Bool[Tensor, "B *t h w"] | None = None,
+        num_chunks: int | None = None,
+    ) -> Encoded:
+        cells = self.stem(video, _flat(hidden, video, self.unit, self.unit_frames))
+        routing = self.routing(cells, num_chunks)
+        chunks = self.downsampler(cells, routing, num_chunks or self.max_chunks)
+        x = self.widen(chunks.tokens) + self.position(chunks.centroids, chunks.sizes)
+        tokens = self.vit(torch.where(chunks.valid[..., None], x, 0), ~chunks.valid)
+        return Encoded(tokens, chunks.valid, chunks.centroids, chunks.sizes, cells, routing, chunks)
+
+    def forward(
+        self,
+        video: Float[Tensor, "B T H W 3"],
+        hidden: Bool[Tensor, "B *t h w"] | None = None,
+        num_chunks: int | None = None,
+    ) -> Features:
+        return _features(self.encode(video, hidden, num_chunks), None)
+
+
+def _flat(hidden: Bool[Tensor, "B *t h w"] | None, video: Tensor, unit: int, unit_frames: int) -> Tensor | None:
+    return None if hidden is None else expand_hidden(hidden, grid_of(video, unit, unit_frames))
+
+
+def _features(encoded: Encoded, grid: tuple[int, int, int] | None) -> Features:
+    assignment = None
+    if encoded.chunks is not None:
+        cells = encoded.cells
+        t, h, w = cells.grid
+        assignment = to_grid(encoded.chunks.assignment, cells.index, cells.valid, t * h * w)
+    return Features(
+        tokens=encoded.tokens,
+        grid=grid,
+        valid=encoded.valid,
+        centroids=encoded.centroids,
+        sizes=encoded.sizes,
+        assignment=assignment,
+    )

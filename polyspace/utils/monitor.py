@@ -1,0 +1,47 @@
+"""Numbers that tell whether a representation is alive, and the sentence to say when it isn't."""
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+
+def effective_rank(x: Float[Tensor, "N D"]) -> Float[Tensor, ""]:
+    """exp of the entropy of the normalised singular values of the centred rows: 1 … min(N − 1, D).
+
+    Roy & Vetterli, The effective rank (2007); RankMe, arXiv 2210.02885 (there without centring)."""
+    s = torch.linalg.svdvals((x - x.mean(0)).float())
+    p = s / s.sum().clamp_min(1e-12)
+    return (-torch.special.xlogy(p, p.clamp_min(1e-12)).sum()).exp()
+
+
+def position_std(x: Float[Tensor, "B N D"]) -> Float[Tensor, ""]:
+    """Mean over positions and dimensions of the standard deviation over clips: 0 where features know only where."""
+    return x.float().std(0, correction=0).mean()
+
+
+def usage_perplexity(usage: Float[Tensor, "B K"]) -> Float[Tensor, ""]:
+    """exp(entropy) of each row's shares, as a part of the slots in use: 1 where all are used alike."""
+    p = usage.float() / usage.sum(1, keepdim=True).clamp_min(1e-12)
+    entropy = -torch.special.xlogy(p, p.clamp_min(1e-12)).sum(1)
+    return (entropy.exp() / (usage > 0).sum(1).clamp_min(1)).mean()
+
+
+def median_error(target: Float[Tensor, "B N D"], valid: Bool[Tensor, "B N"] | None = None) -> Float[Tensor, ""]:
+    """L1 error of the best constant per position, which is the batch median: what knowing nothing costs."""
+    wide = target.float()
+    if valid is None:
+        return (wide - wide.median(0).values).abs().mean()
+    blank = wide.masked_fill(~valid[..., None], float("nan"))
+    error = (blank - blank.nanmedian(0).values).abs()
+    return error.nansum() / (valid.sum() * wide.shape[-1]).clamp_min(1)
+
+
+def collapse_alarm(metrics: dict[str, float], width: int) -> str | None:
+    """A sentence when the monitors say collapse: features of few dimensions, or alike for all clips."""
+    if metrics.get("position_std", 1.0) < 0.02:
+        return f"features hardly differ between clips (std {metrics['position_std']:.3f}): collapsed"
+    if metrics.get("effective_rank", float(width)) < 2.0:
+        return f"effective rank {metrics['effective_rank']:.1f} of {width}: collapsed to a line"
+    if metrics.get("skill", 0.0) > 0.98:
+        return f"skill {metrics['skill']:.2f}: the targets are constant, or hidden content leaks"
+    return None

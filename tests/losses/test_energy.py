@@ -1,0 +1,86 @@
+import math
+
+import pytest
+import torch
+
+from polyspace.losses.auxiliaries import balance_loss, boundary_loss, entropy_loss, ratio_loss
+from polyspace.losses.energy import aligned_energy_loss, energy, energy_loss
+
+
+def test_energies_by_hand():
+    x, y = torch.tensor([[1.0, 3.0]]), torch.tensor([[0.0, 1.0]])
+    assert energy(x, y).item() == pytest.approx(1.5)
+    assert energy(x, y, "l2").item() == pytest.approx(2.5)
+    assert energy(x, y, "smooth_l1").item() == pytest.approx((0.5 + 1.5) / 2)
+    assert energy(x, y, "cosine").item() == pytest.approx(1 - 3 / math.sqrt(10))
+
+
+def test_weights_choose_and_ignored_items_may_be_nan():
+    x = torch.tensor([[[1.0], [float("nan")], [5.0]]], requires_grad=True)
+    y = torch.zeros(1, 3, 1)
+    loss = energy_loss(x, y, torch.tensor([[1.0, 0.0, 3.0]]))
+    assert loss.item() == pytest.approx((1 + 15) / 4)
+    assert energy_loss(x, y, torch.zeros(1, 3)).item() == 0
+
+
+def test_no_gradient_goes_into_the_target():
+    x, y = torch.randn(2, 3, requires_grad=True), torch.randn(2, 3, requires_grad=True)
+    energy_loss(x, y).backward()
+    assert y.grad is None and x.grad.abs().sum() > 0
+
+
+def test_half_precision_is_widened():
+    assert energy_loss(torch.ones(2, 3).bfloat16(), torch.zeros(2, 3).bfloat16()).dtype == torch.float32
+    assert energy_loss(torch.ones(2, 3).double(), torch.zeros(2, 3).double()).dtype == torch.float64
+
+
+def test_an_unknown_energy_is_refused():
+    with pytest.raises(Exception, match=r"l7|kind"):
+        energy(torch.ones(1, 2), torch.ones(1, 2), "l7")
+
+
+def test_aligned_energy_is_the_pairs_alone_once_negatives_are_far():
+    a = torch.eye(4)
+    assert aligned_energy_loss(a, a).item() == pytest.approx(0)
+    wrong = aligned_energy_loss(a, a.roll(1, 0))
+    assert wrong.item() == pytest.approx(1 + (4 * 1.5 + 8 * 0.5) / 12)
+    assert aligned_energy_loss(a[:1], a[1:2]).item() == pytest.approx(1)
+
+
+def test_ratio_loss_is_one_at_its_target_and_turns_there():
+    ratio, valid = 4.0, torch.ones(8, dtype=torch.bool)
+    at = torch.tensor([True, True] + [False] * 6)
+    prob = torch.full((8,), 0.25, requires_grad=True)
+    assert ratio_loss(at, prob, valid, ratio).item() == pytest.approx(1)
+    more = torch.tensor([True] * 4 + [False] * 4)
+    ratio_loss(more, prob, valid, ratio).backward()
+    assert (prob.grad > 0).all()
+    prob.grad = None
+    ratio_loss(~valid, prob, valid, ratio).backward()
+    assert (prob.grad < 0).all()
+
+
+def test_ratio_loss_counts_valid_cells_only():
+    b, p = torch.tensor([True, False, True]), torch.tensor([0.9, 0.2, 0.8])
+    valid = torch.tensor([True, True, False])
+    assert ratio_loss(b, p, valid, 2.0).item() == pytest.approx(2 * (0.5 * 0.55 + 0.5 * 0.45))
+    with pytest.raises(ValueError, match="above 1"):
+        ratio_loss(b, p, valid, 1.0)
+
+
+def test_entropy_is_zero_for_sure_rows_and_log_k_for_even_ones():
+    rows = torch.tensor([[[1.0, 0.0], [0.5, 0.5], [0.5, 0.5]]])
+    valid = torch.tensor([[True, True, False]])
+    assert entropy_loss(rows, valid).item() == pytest.approx(math.log(2) / 2)
+
+
+def test_boundary_loss_is_one_for_coins_and_zero_for_the_sure():
+    valid = torch.ones(2, dtype=torch.bool)
+    assert boundary_loss(torch.tensor([0.5, 0.5]), valid).item() == pytest.approx(1)
+    assert boundary_loss(torch.tensor([0.0, 1.0]), valid).item() == 0
+
+
+def test_balance_is_the_kl_between_use_and_coverage():
+    use, cover = torch.tensor([[3.0, 1.0], [3.0, 1.0]]), torch.tensor([[1.0, 1.0], [1.0, 1.0]])
+    assert balance_loss(use, cover).item() == pytest.approx(0.75 * math.log(1.5) + 0.25 * math.log(0.5), abs=1e-6)
+    assert balance_loss(use, 5 * use).item() == pytest.approx(0, abs=1e-6)

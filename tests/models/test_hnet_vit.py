@@ -1,0 +1,201 @@
+import pytest
+import torch
+
+from polyspace.models.hnet.encoder import ColumnResNet, cell_coords, pack_visible
+from polyspace.models.vjepa.predictor import Predictor
+from polyspace.models.vjepa.vit import PRESETS, HNetViT, TubeletViT
+
+T, S, U = 6, 32, 8
+GRID = (3, 4, 4)
+
+
+def encoder(**changes) -> HNetViT:
+    plain = dict(dim=32, depth=2, heads=2, unit=U, cell_dim=32, cell_depth=1, conv_width=4)
+    return HNetViT(**(plain | changes)).eval()
+
+
+def clips(n: int = 3) -> torch.Tensor:
+    """Still ground with a moving patch, so that gates have something to decide."""
+    video = torch.randn(n, 1, S, S, 3).repeat(1, T, 1, 1, 1)
+    for t in range(T):
+        video[:, t, 8:20, 3 * t : 3 * t + 10] += 2.0
+    return video
+
+
+def hide(kind: str, n: int = 3) -> torch.Tensor:
+    if kind == "tubes":  # another number of columns in each clip
+        hidden = torch.zeros(n, 4, 4, dtype=torch.bool)
+        for i in range(n):
+            hidden[i].view(-1)[torch.randperm(16)[: 4 + 3 * i]] = True
+        return hidden
+    hidden = torch.zeros(n, *GRID, dtype=torch.bool)
+    if kind == "future":
+        for i in range(n):
+            hidden[i, 1 + i % 2 :] = True
+    else:  # any cells
+        hidden = torch.rand(n, *GRID) < 0.5
+    return hidden
+
+
+def pixels(hidden: torch.Tensor) -> torch.Tensor:
+    """The mask over cells or columns as a mask over pixels (B,T,S,S,1)."""
+    if hidden.ndim == 3:
+        hidden = hidden[:, None].expand(-1, GRID[0], -1, -1)
+    return hidden.repeat_interleave(2, 1).repeat_interleave(U, 2).repeat_interleave(U, 3)[..., None]
+
+
+ENCODERS = {
+    "resnet": {},
+    "tubelet stem": {"stem": "tubelet"},
+    "hard": {"soft": False},
+    "budget": {"max_chunks": 7},
+    "learned selection": {"max_chunks": 7, "learned_selection": True},
+    "fixed": {"fixed": 2},
+    "no cells' attention": {"cell_depth": 0},
+}
+
+
+@pytest.mark.parametrize("changes", ENCODERS.values(), ids=ENCODERS.keys())
+@pytest.mark.parametrize("kind", ["tubes", "future", "any"])
+def test_hidden_pixels_change_nothing_and_visible_ones_do(changes, kind):
+    model, predictor = encoder(**changes), Predictor(32, 16, 1, 2)
+    video, hidden = clips(), hide(kind)
+    area = pixels(hidden)
+
+    def everything(v):
+        f = model(v, hidden)
+        queries = torch.rand(3, 5, 3, generator=torch.Generator().manual_seed(0))
+        p = predictor(f.tokens, f.centroids, f.valid, queries)
+        return [f.tokens, f.valid, f.centroids, f.sizes, f.assignment, f.num_chunks, p]
+
+    before = everything(video)
+    after = everything(torch.where(area, torch.randn_like(video) * 9, video))
+    assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
+    seen = everything(torch.where(area, video, video + torch.randn_like(video)))
+    assert not torch.equal(before[0], seen[0]) and not torch.equal(before[-1], seen[-1])
+
+
+def test_the_tubelet_baseline_sees_no_hidden_pixel_either():
+    model, video, hidden = TubeletViT(32, 1, 2, U), clips(), hide("any")
+    changed = torch.where(pixels(hidden), 7.0, video)
+    assert torch.equal(model(video, hidden).tokens, model(changed, hidden).tokens)
+
+
+def test_cells_are_the_same_with_and_without_a_hidden_future():
+    stem, video = ColumnResNet(16, U, 2, 4), clips()
+    hidden = hide("future").flatten(1)
+    whole, part = stem(video), stem(video, hidden)
+    index, valid = pack_visible(hidden)
+    same = whole.x.gather(1, index[..., None].expand(-1, -1, 16))
+    assert torch.allclose(part.x[valid], same[valid], atol=1e-6)
+
+
+def test_frozen_to_the_grid_with_the_tubelet_stem_it_is_the_tubelet_baseline():
+    plain = TubeletViT(32, 2, 2, U)
+    ours = encoder(stem="tubelet", cell_depth=0, fixed=1)
+    ours.stem.load_state_dict(plain.stem.state_dict())
+    ours.vit.load_state_dict(plain.vit.state_dict())
+    for hidden in (None, hide("tubes"), hide("any")):
+        a, b = plain(clips_of(1), hidden), ours(clips_of(1), hidden)
+        assert torch.equal(a.valid, b.valid)
+        assert torch.allclose(a.tokens, b.tokens, atol=1e-5)
+
+
+def clips_of(seed: int) -> torch.Tensor:
+    torch.manual_seed(seed)
+    return clips()
+
+
+def test_padding_slots_are_zero_and_counts_follow_the_content():
+    model, video = encoder(), clips(2)
+    video[0] = video[0, :1]  # nothing moves
+    f = model(video)
+    assert f.num_chunks[0] == 16 and f.num_chunks[1] > 18
+    assert f.tokens[0, 16:].abs().max() == 0 and f.sizes[0, 16:].abs().max() == 0
+    assert f.sizes[0, :16].tolist() == pytest.approx([3.0] * 16)
+    assert f.tokens.isfinite().all()
+
+
+def test_rows_of_the_assignment_sum_to_one_on_what_is_visible():
+    hidden = hide("any")
+    f = encoder(max_chunks=9)(clips(), hidden)
+    sums = f.assignment.sum(-1)
+    assert torch.allclose(sums, (~hidden.flatten(1)).float(), atol=1e-5)
+    assert torch.allclose(f.sizes.sum(1), (~hidden.flatten(1)).sum(1).float(), atol=1e-4)
+
+
+@pytest.mark.parametrize("budget", [1, 5, 16, 20, 48])
+def test_a_budget_gives_as_many_chunks(budget):
+    f = encoder()(clips(), num_chunks=budget)
+    assert f.num_chunks.tolist() == [budget] * 3
+    assert torch.allclose(f.assignment.sum(-1), torch.ones(3, 48), atol=1e-5)
+
+
+def test_a_budget_of_less_than_one_is_refused():
+    with pytest.raises(ValueError, match="at least 1"):
+        encoder()(clips(), num_chunks=0)
+
+
+def test_renumbering_the_slots_leaves_the_grid_unchanged():
+    model = encoder()
+    e = model.encode(clips())
+    order = torch.randperm(e.tokens.shape[1])
+    x = model.widen(e.chunks.tokens) + model.position(e.centroids, e.sizes)
+    shuffled = model.vit(x[:, order], ~e.valid[:, order])
+    grid = e.chunks.assignment[:, :, order] @ shuffled
+    assert torch.allclose(grid, e.on_grid(), atol=1e-5)
+
+
+def test_every_parameter_gets_a_gradient():
+    model = encoder(max_chunks=20, learned_selection=True).train()
+    torch.nn.init.normal_(model.position.mlp.fc2.weight)
+    torch.nn.init.normal_(model.routing.gate.now.weight, std=0.3)
+    e = model.encode(clips(), hide("future"))
+    (e.on_grid().square().sum() + e.tokens.sin().sum()).backward()
+    starved = [n for n, p in model.named_parameters() if p.grad is None or p.grad.abs().sum() == 0]
+    assert not starved
+
+
+def test_recomputation_and_groups_change_nothing():
+    video, model = clips(5), encoder()
+    video[0] = video[0, :1]
+    expected = model(video).tokens
+    other = encoder(recompute=True, groups=2)
+    other.load_state_dict(model.state_dict())
+    assert torch.allclose(other(video).tokens, expected, atol=1e-5)
+
+
+def test_clips_do_not_influence_each_other():
+    model, video = encoder(), clips(3)
+    video[1] = torch.randn_like(video[1])
+    f = model(video)
+    alone = model(video[:1])
+    n = int(alone.num_chunks[0])
+    assert torch.allclose(f.tokens[0, :n], alone.tokens[0, :n], atol=1e-5)
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_presets_build_on_meta_and_keep_the_conv_ratio(name):
+    with torch.device("meta"):
+        model = HNetViT.from_preset(name)
+    assert model.stem.stem.out_channels * 16 == model.dim
+
+
+def test_tiny_takes_16x64x64_and_smaller():
+    model = HNetViT.from_preset("tiny")
+    for shape in ((1, 16, 64, 64, 3), (2, 4, 16, 40, 3)):
+        f = model(torch.randn(shape))
+        assert f.tokens.shape[0] == shape[0] and f.tokens.shape[2] == model.dim
+
+
+def test_bad_sizes_and_names_are_sentences():
+    with pytest.raises(ValueError, match="5×32×32 does not divide"):
+        encoder()(torch.randn(1, 5, 32, 32, 3))
+    with pytest.raises(ValueError, match=r"hidden has shape \(1, 3, 3\)"):
+        encoder()(torch.randn(1, 6, 32, 32, 3), torch.zeros(1, 3, 3, dtype=torch.bool))
+    with pytest.raises(ValueError, match="did you mean 'tiny'"):
+        HNetViT.from_preset("tinny")
+
+
+def test_coordinates_count_time_row_column():
+    assert cell_coords(torch.tensor([[0, 5, 17 + 16]]), GRID).tolist() == [[[0, 0, 0], [0, 1, 1], [2, 0, 1]]]

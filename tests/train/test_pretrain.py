@@ -1,0 +1,182 @@
+import pytest
+import torch
+
+from polyspace.data.batch import VideoBatch
+from polyspace.data.moving import moving_clips, normalise
+from polyspace.models.vjepa.predictor import Predictor
+from polyspace.models.vjepa.vit import HNetViT, TubeletViT
+from polyspace.train.engine import PlainEngine
+from polyspace.train.loop import FitSettings, fit
+from polyspace.train.masking import MaskPlan
+from polyspace.train.optim import build_adamw
+from polyspace.train.pretrain import PretrainPhase, PretrainSettings, Weights
+
+GRID = (6, 3, 3)
+EVERYTHING = Weights(context=0.5, variance=0.5, covariance=0.02, vicregl=0.01, ratio=0.03, entropy=0.01, boundary=0.01)
+
+
+def phase(arch: str = "hnet", **changes) -> PretrainPhase:
+    torch.manual_seed(0)
+    chunks = arch == "hnet"
+    encoder = HNetViT(32, 2, 2, 8, cell_dim=32, conv_width=4) if chunks else TubeletViT(32, 2, 2, 8)
+    settings = PretrainSettings(**({"total_steps": 10, "monitor_every": 1} | changes))
+    return PretrainPhase(encoder, Predictor(32, 16, 1, 2), settings)
+
+
+def batch(n: int = 6, step: int = 3, first: int = 0) -> VideoBatch:
+    return VideoBatch(video=normalise(moving_clips(n, 0, size=24).video), place=(step, first))
+
+
+def test_a_mask_is_a_function_of_seed_step_and_place():
+    for plan in (MaskPlan(1.0), MaskPlan(0.0), MaskPlan(0.5)):
+        whole = plan.draw(GRID, 0, 7, 0, 8)
+        part = plan.draw(GRID, 0, 7, 5, 3)
+        assert whole.kind == part.kind
+        assert torch.equal(whole.hidden[5:], part.hidden) and torch.equal(whole.asked[5:], part.asked)
+    tubes = [MaskPlan(0.0).draw((6, 8, 8), 0, step, 0, 1).hidden for step in range(4)]
+    assert not all(torch.equal(tubes[0], other) for other in tubes[1:])
+
+
+def test_a_hidden_future_has_a_past_and_is_asked_up_to_the_horizon():
+    for step in range(20):
+        m = MaskPlan(1.0, horizon=2).draw(GRID, 0, step, 0, 2)
+        seen = int((~m.hidden[0, :, 0, 0]).sum())
+        assert 1 <= seen <= 5 and m.hidden[0, seen:].all() and not m.hidden[0, :seen].any()
+        assert m.asked[0].sum() == 9 * min(2, 6 - seen) and not (m.asked & ~m.hidden).any()
+
+
+def test_tubes_hide_the_same_number_of_whole_columns_in_every_clip():
+    m = MaskPlan(0.0, tube_ratios=(0.75,)).draw((4, 8, 8), 0, 1, 0, 5)
+    assert (m.hidden.flatten(1).sum(1) == 4 * 48).all()
+    assert torch.equal(m.hidden[:, 0], m.hidden[:, 3])
+    assert not torch.equal(m.hidden[0], m.hidden[1])
+
+
+@pytest.mark.parametrize("arch", ["hnet", "tubelet"])
+@pytest.mark.parametrize("share", [0.0, 1.0])
+def test_what_is_trained_gets_a_gradient_and_the_target_none(arch, share):
+    p = phase(arch, masks=MaskPlan(share), weights=EVERYTHING, context_ramp=(0.0, 0.0))
+    for _ in range(2):  # after one step the zero-initialised ends let gradients through
+        out = p(batch(step=2))
+        out.loss.backward()
+        with torch.no_grad():
+            for q in p.parameters():
+                if q.grad is not None:
+                    q.sub_(0.1 * q.grad)
+    starved = {n for n, q in p.named_parameters() if q.requires_grad and (q.grad is None or not q.grad.any())}
+    assert not starved
+    assert all(q.grad is None and not q.requires_grad for q in p.target.parameters())
+
+
+def test_the_loss_is_its_terms_weighted():
+    p = phase(weights=EVERYTHING, context_ramp=(0.0, 0.0))
+    out = p(batch())
+    w = EVERYTHING
+    expected = out.metrics["energy"] + sum(
+        getattr(w, name) * out.metrics[name]
+        for name in ("context", "variance", "covariance", "vicregl", "ratio", "entropy", "boundary")
+    )
+    assert out.loss.item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_the_energy_is_the_distance_to_the_targets_own_latents():
+    p = phase("tubelet", masks=MaskPlan(1.0, horizon=1))
+    b = batch(step=4)
+    m = p.settings.masks.draw(GRID, 0, 4, 0, 6)
+    seen = int((~m.hidden[0, :, 0, 0]).sum())
+    with torch.no_grad():
+        target = torch.nn.functional.layer_norm(p.target.model(b.video).tokens, (32,)).view(6, 6, 9, 32)[:, seen]
+        context = p.encoder(b.video[:, : 2 * seen])
+        places = torch.tensor([[float(seen), y, x] for y in range(3) for x in range(3)]).expand(6, -1, -1)
+        known = torch.tensor([[float(t), y, x] for t in range(seen) for y in range(3) for x in range(3)])
+        guess = p.predictor(context.tokens, known.expand(6, -1, -1), None, places)
+    assert p(b).metrics["energy"].item() == pytest.approx((guess - target).abs().mean().item(), rel=1e-5)
+
+
+def test_hidden_pixels_reach_the_target_only():
+    p = phase(masks=MaskPlan(1.0, horizon=0))
+    b = batch(step=4)
+    hidden = p.settings.masks.draw(GRID, 0, 4, 0, 6).hidden
+    area = hidden.repeat_interleave(2, 1).repeat_interleave(8, 2).repeat_interleave(8, 3)[..., None]
+    other = VideoBatch(video=torch.where(area, torch.randn_like(b.video), b.video), place=b.place)
+    seen = []
+    p.predictor.register_forward_hook(lambda _m, _i, out: seen.append(out))
+    first, second = p(b), p(other)
+    assert torch.equal(seen[0], seen[1])
+    assert first.loss != second.loss
+
+
+def test_the_chunk_mode_asks_for_chunks_that_are_hidden_altogether():
+    p = phase(target="chunk")
+    out = p(batch(step=1))
+    assert out.loss.isfinite() and out.metrics["energy"] > 0
+    with pytest.raises(ValueError, match="chunk encoder"):
+        phase("tubelet", target="chunk")
+
+
+def test_every_hidden_chunk_counts_once():
+    p = phase(masks=MaskPlan(1.0, horizon=0))
+    b = batch(step=4)
+    m = p.settings.masks.draw(GRID, 0, 4, 0, 6)
+    with torch.no_grad():
+        known = p.target.model.encode(b.video)
+        _, _, (weight, _) = p._questions(known, m, GRID)
+    hidden = m.hidden.flatten(1)
+    for i in range(6):
+        runs = known.chunks.assignment[i][:, known.valid[i]]
+        expected = (runs[hidden[i]] / runs.sum(0)).sum().item()
+        assert weight[i].sum().item() == pytest.approx(expected, rel=1e-4)
+
+
+def test_budgets_are_drawn_from_the_range():
+    p = phase(budgets=(0.2, 0.4), budget_share=1.0, masks=MaskPlan(1.0))
+    m = p.settings.masks.draw(GRID, 0, 5, 0, 1)
+    cells = int((~m.hidden[0]).sum())
+    drawn = {p._budget(m, step) for step in range(30)}
+    assert min(drawn) >= round(0.2 * cells) and max(drawn) <= round(0.4 * cells) and len(drawn) > 1
+
+
+def test_the_average_follows_its_schedule():
+    p = phase("tubelet", ema=(0.5, 1.0), total_steps=3)
+    before = p.target.model.stem.project.weight.clone()
+    with torch.no_grad():
+        p.encoder.stem.project.weight.add_(1.0)
+    p.after_update(0)
+    assert torch.allclose(p.target.model.stem.project.weight, before + 0.5, atol=1e-6)
+    p.after_update(2)
+    assert torch.allclose(p.target.model.stem.project.weight, before + 0.5, atol=1e-6)
+
+
+def test_bf16_losses_stay_close_to_fp32():
+    exact, rough = phase()(batch()), phase(amp=True)(batch())
+    assert rough.loss.dtype == torch.float32
+    assert rough.loss.item() == pytest.approx(exact.loss.item(), rel=0.03)
+
+
+def test_two_runs_and_a_resumed_one_end_in_the_same_bits(tmp_path):
+    clips = moving_clips(12, 0, size=24)
+
+    def run(folder, steps, stop=None):
+        p = phase(masks=MaskPlan(0.5), weights=Weights(variance=0.5), budgets=(0.2, 0.6), total_steps=4)
+        engine = PlainEngine(p, build_adamw(p, 1e-3, 0.04), torch.device("cpu"))
+        settings = FitSettings(steps=steps, batch=4, lr=1e-3, save_every=2, log_every=1, accumulate=2)
+
+        def load(i):
+            if stop is not None and load.calls == stop:
+                raise RuntimeError("killed")
+            load.calls += 1
+            return VideoBatch(video=normalise(clips.video[i]))
+
+        load.calls = 0
+        fit(engine, 12, load, settings, folder)
+        return p
+
+    whole = run(tmp_path / "a", 4)
+    again = run(tmp_path / "b", 4)
+    with pytest.raises(RuntimeError, match="killed"):
+        run(tmp_path / "c", 4, stop=6)
+    resumed = run(tmp_path / "c", 4)
+    for other in (again, resumed):
+        assert all(
+            torch.equal(x, y) for x, y in zip(whole.state_dict().values(), other.state_dict().values(), strict=True)
+        )

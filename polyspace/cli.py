@@ -13,6 +13,7 @@ VERBS = {
     "train-converter": ("polyspace.train.train_converter", "fit converters from the student's space to the teachers'"),
     "train-fusion": ("polyspace.train.train_fusion", "train the fusion head and its student-only control"),
     "eval": ("polyspace.train.eval_downstream", "accuracy, translation quality and cost on a split"),
+    "train": ("polyspace.train.run", "train H-Net V-JEPA phase by phase (main.py)"),
     "demo": ("polyspace.train.demo", "the whole job on generated clips, with a report"),
     "make-backbones": ("polyspace.train.embedded", "train the demo's four small backbones from nothing"),
     "doctor": ("polyspace.doctor", "what is installed, found and missing on this machine"),

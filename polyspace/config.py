@@ -103,6 +103,11 @@ def _flag(name: str, annotation: Any) -> tuple[str, dict[str, Any]]:
     return f"--{name}", options
 
 
+def is_section(annotation: Any) -> bool:
+    """A field that holds keys of its own: it has no flag, but a section in YAML and in --set."""
+    return isinstance(annotation, type) and issubclass(annotation, BaseModel)
+
+
 def build_parser(cls: type[Config], prog: str, about: str, example: str) -> argparse.ArgumentParser:
     """A parser whose flags are the fields of `cls`; help shows each default and one example line."""
     parser = _Parser(
@@ -112,13 +117,19 @@ def build_parser(cls: type[Config], prog: str, about: str, example: str) -> argp
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
+    sections = []
     for name, field in cls.model_fields.items():
+        if is_section(field.annotation):
+            sections.append(name)
+            continue
         flag, options = _flag(field.alias or name, field.annotation)
         default = "required" if field.is_required() else f"default: {_shown(field.get_default())}"
         text = f"{field.description or ''} ({default})".strip()
         parser.add_argument(flag, help=text.replace("%", "%%"), **options)
-    parser.add_argument("--config", metavar="FILE", help="YAML file with any of these flags as keys")
-    parser.add_argument("--set", metavar="KEY=VALUE", action="append", default=[], help="last word on one key; repeat")
+    also = f", and the sections {', '.join(sections)}" if sections else ""
+    parser.add_argument("--config", metavar="FILE", help=f"YAML file with any of these flags as keys{also}")
+    last = "last word on one key; repeat" + (", e.g. --set pretrain.steps=50" if "pretrain" in sections else "")
+    parser.add_argument("--set", metavar="KEY=VALUE", action="append", default=[], help=last)
     return parser
 
 

@@ -42,7 +42,7 @@ def moving_clips(
 ) -> MovingClips:
     """`num` clips, the same for the same arguments, with `objects` (least, most) objects each. Classes 0, 1, 2, 3 … are
     the speeds +1, −1, +2, −2 … (`turns_of_class`)."""
-    if classes // 2 >= prime_at_least(frames) // 2:
+    if (classes + 1) // 2 > (prime_at_least(frames) - 1) // 2:
         raise ValueError(f"{classes} classes need clips of more than {frames} frames")
     parts = []
     for start in range(0, num, block):

@@ -16,7 +16,8 @@ from polyspace.utils.checkpoint_io import atomic_file
 WATERMARK = "identity stand-in"
 
 
-def _save(figure: Any, path: Path, watermark: bool) -> Path:
+def save_figure(figure: Any, path: Path, watermark: bool = False) -> Path:
+    """Write a figure atomically and close it."""
     if watermark:
         outline = [withStroke(linewidth=3, foreground="white", alpha=0.5)]
         place = {"ha": "center", "va": "center", "rotation": 28, "path_effects": outline}
@@ -48,7 +49,7 @@ def confusion_figure(
         for i, j in np.argwhere(matrix > 0):
             colour = "black" if share[i, j] > 0.6 else "white"
             axis.text(j, i, f"{int(matrix[i, j])}", ha="center", va="center", fontsize=8, color=colour)
-    return _save(figure, path, watermark)
+    return save_figure(figure, path, watermark)
 
 
 def accuracy_figure(heads: Mapping[str, Mapping[str, Any]], chance: float, path: Path, watermark: bool = False) -> Path:
@@ -63,7 +64,7 @@ def accuracy_figure(heads: Mapping[str, Mapping[str, Any]], chance: float, path:
     axis.set(xlabel="top-1 accuracy (95 % bootstrap interval over clips)", xlim=(0, 1))
     axis.invert_yaxis()
     axis.legend(loc="lower left", bbox_to_anchor=(0, 1), fontsize=8, frameon=False)
-    return _save(figure, path, watermark)
+    return save_figure(figure, path, watermark)
 
 
 def curves_figure(
@@ -81,7 +82,7 @@ def curves_figure(
     axis.set(xlabel=x_label, ylabel=y_label)
     axis.grid(alpha=0.3)
     axis.legend(fontsize=8)
-    return _save(figure, path, watermark)
+    return save_figure(figure, path, watermark)
 
 
 def strips_figure(strips: Mapping[str, np.ndarray], path: Path, frames: int = 8) -> Path:
@@ -95,4 +96,4 @@ def strips_figure(strips: Mapping[str, np.ndarray], path: Path, frames: int = 8)
             if row is axes[-1]:
                 axis.set_xlabel(f"frame {t}", fontsize=7)
         row[0].set_ylabel(title, fontsize=7, rotation=0, ha="right", va="center")
-    return _save(figure, path, False)
+    return save_figure(figure, path, False)

@@ -1,270 +1,250 @@
-"""Phase 1: predict the latents of hidden content (V-JEPA), for chunk encoders and for the tubelet baseline alike."""
+"""Phase 1, pretrain: its configuration, and from it encoder, data and phase."""
 
-from contextlib import nullcontext
-from dataclasses import dataclass, field
+import json
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from pydantic import Field
 
-from polyspace.data.batch import VideoBatch
-from polyspace.losses.auxiliaries import boundary_loss, entropy_loss, ratio_loss
-from polyspace.losses.energy import Kind, energy_loss
-from polyspace.losses.vicregl import VICRegLLoss, covariance_term, position_covariance, variance_term
-from polyspace.models.ema import Ema
-from polyspace.models.hnet.dechunker import to_grid
-from polyspace.models.hnet.encoder import cell_coords, grid_of, pack_visible, take_rows
-from polyspace.models.layers import Mlp
+from polyspace.config import Config, validate
+from polyspace.data import build_dataset
+from polyspace.data.clip_source import ClipSource, FileClips, MemoryClips
+from polyspace.data.moving import moving_clips
+from polyspace.data.sampling import Sampling
 from polyspace.models.vjepa.predictor import Predictor
-from polyspace.models.vjepa.vit import Encoded, HNetViT, TubeletViT
-from polyspace.train.masking import MaskPlan, Masks
-from polyspace.train.optim import cosine_schedule
-from polyspace.train.phase import Phase, StepOutput
-from polyspace.utils.monitor import collapse_alarm, effective_rank, median_error, position_std, usage_perplexity
+from polyspace.models.vjepa.vit import PRESETS, HNetViT, TubeletViT
+from polyspace.report.chunk_figures import write_pictures
+from polyspace.train.checkpoint import load_strict
+from polyspace.train.engine import PlainEngine
+from polyspace.train.jepa import JepaPhase, JepaSettings, Weights
+from polyspace.train.loop import FitSettings, fit
+from polyspace.train.masking import MaskPlan
+from polyspace.train.optim import build_adamw
+from polyspace.utils.checkpoint_io import load_tensors, read_json, save_tensors, sha256_file, write_json
+from polyspace.utils.errors import UserError, did_you_mean
+from polyspace.utils.flops import num_params
+from polyspace.utils.log import say
+from polyspace.utils.plan import Plan
 
 
-@dataclass(frozen=True)
-class Weights:
-    """Weights of the terms beside the energy of hidden content, which has weight 1; 0 leaves a term out.
-
-    context: visible cells are predicted too, each by 1/√(distance to the hidden part). variance, covariance: VICReg on
-    expanded grid features, centred per position. vicregl: two views of a clip, by both kinds of mask (a second
-    forward). ratio: mean cells a chunk towards `cells_per_chunk`. entropy, boundary: sure assignments and decisions.
-    """
-
-    context: float = 0.0
-    variance: float = 0.0
-    covariance: float = 0.0
-    vicregl: float = 0.0
-    ratio: float = 0.03
-    entropy: float = 0.0
-    boundary: float = 0.0
-    cells_per_chunk: float = 3.0
+class DataConfig(Config):
+    dataset: str = Field("generated", description="generated, or a data set's name (hmdb51, ssv2, videofolder, …)")
+    root: Path | None = Field(None, description="the data set's folder")
+    split: str = Field("train", description="which part to train on")
+    frames: int = Field(12, ge=2, description="frames a clip")
+    size: int = Field(48, ge=8, description="pixels a side, after resize of the short side and centre crop")
+    sampling: str = Field("segments", description="which frames of a file: segments, stride:N, fps:N, index:…")
+    clips: int = Field(4000, ge=1, description="generated clips")
+    workers: int = Field(2, ge=0, description="processes that decode files ahead")
+    max_failed: float = Field(0.05, ge=0, le=1, description="share of unreadable clips at which the run stops")
 
 
-@dataclass(frozen=True)
-class PretrainSettings:
-    """What the step needs to know beside its modules.
-
-    per_chunk: the energy is a mean over hidden chunks, not over hidden cells, so that what stands still for long does
-    not outweigh what moves (no difference for tubelets). ema: decay at the first and the last step. budgets: range of
-    the share of visible cells that is the budget on `budget_share` of the steps. context_ramp: shares of the run
-    between which the context loss comes in.
-    """
-
-    total_steps: int
-    seed: int = 0
-    masks: MaskPlan = field(default_factory=MaskPlan)
-    weights: Weights = field(default_factory=Weights)
-    target: Literal["grid", "chunk"] = "grid"
-    per_chunk: bool = True
-    energy: Kind = "l1"
-    ema: tuple[float, float] = (0.99, 0.99)
-    budgets: tuple[float, float] | None = None
-    budget_share: float = 0.5
-    context_ramp: tuple[float, float] = (0.05, 0.15)
-    monitor_every: int = 10
-    amp: bool = False
-
-
-class PretrainPhase(Phase):
-    """Online encoder on what is visible, predictor from it to what is asked for, EMA encoder on everything as target.
-
-    loss = E(prediction, LN(target)) on asked cells + Σ weight·term (`Weights`). Targets are the EMA encoder's latents
-    on the content-free grid (chunks handed back to their cells), normalised without affine; with target "chunk" they
-    are whole EMA chunks that are hidden altogether, asked for by centroid and size.
-    """
-
-    def __init__(self, encoder: HNetViT | TubeletViT, predictor: Predictor, settings: PretrainSettings) -> None:
-        super().__init__()
-        if settings.target == "chunk" and isinstance(encoder, TubeletViT):
-            raise ValueError("target 'chunk' needs a chunk encoder; tubelets have the grid only")
-        self.encoder, self.predictor, self.target = encoder, predictor, Ema(encoder)
-        self.settings = settings
-        w = settings.weights
-        expanded = w.variance or w.covariance or w.vicregl
-        self.expander = Mlp(encoder.dim, 2 * encoder.dim, encoder.dim) if expanded else None
-        self.size_code = nn.Linear(1, predictor.width) if settings.target == "chunk" else None
-        self.vicregl = VICRegLLoss()
-
-    def forward(self, batch: VideoBatch) -> StepOutput:
-        assert batch.video is not None
-        device = batch.video.device.type
-        scope = torch.autocast(device, dtype=torch.bfloat16) if self.settings.amp else nullcontext()
-        with scope:
-            return self._step(batch.video, *batch.place)
-
-    def _step(self, video: Tensor, step: int, first: int) -> StepOutput:
-        grid = grid_of(video, self.encoder.unit, self.encoder.unit_frames)
-        masks = self.settings.masks.draw(grid, self.settings.seed, step, first, len(video))
-        with torch.no_grad():
-            known = self.target.model.encode(video)
-        online = self._encode(video, masks, step)
-        places, goal, wanted = self._questions(known, masks, grid)
-        hints = None if self.size_code is None else self.size_code(known.sizes.clamp_min(1e-3).log()[..., None])
-        prediction = self.predictor(online.tokens, online.centroids, online.valid, places, hints)
-        hidden_weight, seen_weight = wanted
-        terms = {"energy": energy_loss(prediction, goal, hidden_weight, self.settings.energy)}
-        loss = terms["energy"]
-        for name, weight, value in self._terms(video, online, masks, prediction, goal, seen_weight, step, first):
-            terms[name] = value
-            loss = loss + weight * value
-        metrics = {name: value.detach() for name, value in terms.items()}
-        if step % self.settings.monitor_every == self.settings.monitor_every - 1:
-            metrics |= self._monitors(online, known, goal, hidden_weight, terms["energy"].detach())
-        return StepOutput(loss, metrics)
-
-    def _encode(self, video: Tensor, masks: Masks, step: int) -> Encoded:
-        if isinstance(self.encoder, TubeletViT):
-            return self.encoder.encode(video, masks.hidden)
-        return self.encoder.encode(video, masks.hidden, self._budget(masks, step))
-
-    def _budget(self, masks: Masks, step: int) -> int | None:
-        """On a share of steps a budget, a fraction of the visible cells drawn from the range; else the content's own
-        choice."""
-        s = self.settings
-        g = torch.Generator().manual_seed(s.seed * 1_000_003 + step * 2 + 1)
-        draw, where = torch.rand(2, generator=g).tolist()
-        if s.budgets is None or draw >= s.budget_share:
-            return None
-        low, high = s.budgets
-        cells = int((~masks.hidden[0]).sum())
-        return max(1, round(cells * (low + (high - low) * where)))
-
-    def _questions(
-        self, known: Encoded, masks: Masks, grid: tuple[int, int, int]
-    ) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor | None]]:
-        """Places (B,Q,3) to ask for, what the target says there (B,Q,D), and the weights of hidden and seen ones."""
-        device = known.tokens.device
-        if self.settings.target == "chunk":
-            return self._chunk_questions(known, masks)
-        asked = masks.asked.flatten(1)
-        index, valid = pack_visible(~asked)
-        weights: tuple[Tensor, Tensor | None] = (valid.to(device), None)
-        if self.settings.weights.context:
-            seen, seen_valid = pack_visible(masks.hidden.flatten(1))
-            near = _nearness(masks, grid).gather(1, seen) * seen_valid
-            index = torch.cat([index, seen], 1)
-            none_hidden, none_seen = torch.zeros_like(near), torch.zeros_like(valid, dtype=near.dtype)
-            weights = (
-                torch.cat([valid.to(near.dtype), none_hidden], 1).to(device),
-                torch.cat([none_seen, near], 1).to(device),
-            )
-        index = index.to(device)
-        if self.settings.per_chunk and known.chunks is not None:
-            weights = self._share_out(known, index, weights)
-        goal = take_rows(known.on_cells(), index)
-        return cell_coords(index, grid).to(goal.dtype), F.layer_norm(goal.float(), goal.shape[-1:]), weights
-
-    def _share_out(
-        self, known: Encoded, index: Tensor, weights: tuple[Tensor, Tensor | None]
-    ) -> tuple[Tensor, Tensor | None]:
-        """Every EMA chunk counts once, however many cells it covers: a cell's weight is Σ_k Ā_ik / size_k."""
-        assert known.chunks is not None
-        size = known.sizes.clamp_min(1e-6)
-        each = torch.where(known.valid, 1 / size, 0)[..., None]
-        share = take_rows(known.chunks.assignment @ each, index).squeeze(-1)
-        hidden, seen = weights
-        return hidden * share, None if seen is None else seen * share
-
-    def _chunk_questions(self, known: Encoded, masks: Masks) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor | None]]:
-        """EMA chunks none of whose cells is visible."""
-        assert known.chunks is not None
-        visible = (~masks.hidden.flatten(1)).to(known.tokens.device)
-        touched = (known.chunks.assignment * visible[..., None]).sum(1)
-        wanted = known.valid & (touched < 1e-6)
-        goal = F.layer_norm(known.tokens.float(), known.tokens.shape[-1:])
-        return known.centroids, goal, (wanted, None)
-
-    def _terms(
-        self,
-        video: Tensor,
-        online: Encoded,
-        masks: Masks,
-        prediction: Tensor,
-        goal: Tensor,
-        seen_weight: Tensor | None,
-        step: int,
-        first: int,
-    ) -> list[tuple[str, float, Tensor]]:
-        """(name, weight, value) of every term beside the energy that is switched on."""
-        w, s = self.settings.weights, self.settings
-        out: list[tuple[str, float, Tensor]] = []
-        if seen_weight is not None:
-            low, high = (share * s.total_steps for share in s.context_ramp)
-            ramp = min(max((step - low) / max(high - low, 1), 0.0), 1.0)
-            context = energy_loss(prediction, goal, seen_weight, s.energy)
-            out.append(("context", w.context * ramp, context))
-        if self.expander is not None:
-            cells = self.expander(online.on_cells())
-            if w.variance or w.covariance:
-                visible = (~masks.hidden.flatten(1)).to(cells.device)
-                on_grid = to_grid(cells, online.cells.index, online.cells.valid, visible.shape[1])
-                covariance = position_covariance(on_grid, visible)
-                out.append(("variance", w.variance, variance_term(covariance)))
-                out.append(("covariance", w.covariance, covariance_term(covariance)))
-            if w.vicregl:
-                out.append(("vicregl", w.vicregl, self._second_view(video, cells, online, masks, step, first)))
-        if online.routing is not None and self.encoder_gates():
-            r = online.routing
-            out.append(("ratio", w.ratio, ratio_loss(r.boundary, r.prob, r.judged, _odds(w.cells_per_chunk))))
-            if w.boundary:
-                out.append(("boundary", w.boundary, boundary_loss(r.prob, r.judged)))
-            if w.entropy and online.chunks is not None:
-                out.append(("entropy", w.entropy, entropy_loss(online.chunks.assignment, online.cells.valid)))
-        return out
-
-    def encoder_gates(self) -> bool:
-        return isinstance(self.encoder, HNetViT) and self.encoder.routing.gate is not None
-
-    def _second_view(
-        self, video: Tensor, cells: Tensor, online: Encoded, masks: Masks, step: int, first: int
-    ) -> Tensor:
-        """VICRegL between this view and one by the other kind of mask; both are seen through the expander."""
-        assert self.expander is not None
-        plan = self.settings.masks
-        other = MaskPlan(0.0 if masks.kind == "future" else 1.0, plan.horizon, plan.tube_ratios, plan.block_scale)
-        grid = online.cells.grid
-        again = self._encode(video, other.draw(grid, self.settings.seed, step, first, len(video)), step)
-        return self.vicregl(cells, self.expander(again.on_cells()), online.cells.coords, again.cells.coords)
-
-    @torch.no_grad()
-    def _monitors(
-        self, online: Encoded, known: Encoded, goal: Tensor, wanted: Tensor, loss: Tensor
-    ) -> dict[str, Tensor]:
-        """What tells learning from collapse: see utils/monitor.py."""
-        pooled = (known.tokens * known.valid[..., None]).sum(1) / known.valid.sum(1, keepdim=True)
-        asked = wanted > 0
-        out = {
-            "skill": 1 - loss / median_error(goal, asked).clamp_min(1e-6),
-            "effective_rank": effective_rank(pooled),
-            "position_std": position_std(known.on_grid()),
-            "chunks": known.valid.sum(1).float().mean(),
-        }
-        if known.routing is not None:
-            r = known.routing
-            out["boundary_rate"] = (r.boundary & r.judged).sum() / r.judged.sum().clamp_min(1)
-            out["usage"] = usage_perplexity(known.sizes)
-        return out
-
-    def after_update(self, step: int) -> None:
-        start, end = self.settings.ema
-        self.target.update(self.encoder, cosine_schedule(step, self.settings.total_steps, start, end))
-
-    def alarm(self, metrics: dict[str, Any]) -> str | None:
-        return collapse_alarm(metrics, self.encoder.dim)
+class EncoderConfig(Config):
+    arch: Literal["hnet", "tubelet"] = Field(
+        "hnet", description="chunks of the encoder's own choice, or plain tubelets"
+    )
+    preset: str = Field("tiny", description="tiny, small, base or large; the other keys override it")
+    dim: int | None = None
+    depth: int | None = None
+    heads: int | None = None
+    unit: int | None = None
+    unit_frames: int | None = None
+    cell_dim: int | None = None
+    cell_depth: int | None = None
+    conv_width: int | None = None
+    conv_blocks: tuple[int, ...] | None = None
+    stem: Literal["resnet", "tubelet"] | None = None
+    soft: bool | None = None
+    fixed: int | None = None
+    learned_pooling: bool | None = None
+    learned_selection: bool | None = None
+    adaptive_positions: bool | None = None
+    max_chunks: int | None = None
+    recompute: bool | None = None
+    groups: int | None = None
 
 
-def _odds(cells_per_chunk: float) -> float:
-    return max(cells_per_chunk, 1.0001)
+class PretrainConfig(Config):
+    steps: int = Field(1200, ge=1, description="updates")
+    batch: int = Field(32, ge=1, description="clips an update")
+    accumulate: int = Field(1, ge=1, description="micro-batches an update")
+    lr: float = Field(1e-3, gt=0)
+    weight_decay: float = Field(0.04, ge=0)
+    warmup: float = Field(0.05, ge=0, le=1, description="share of the steps")
+    clip_norm: float = Field(1.0, gt=0)
+    amp: bool = Field(False, description="bf16 autocast")
+    ema: tuple[float, float] = Field((0.99, 0.99), description="decay of the target at the first and the last step")
+    predictor_width: int = Field(64, ge=8)
+    predictor_depth: int = Field(2, ge=1)
+    predictor_heads: int = Field(4, ge=1)
+    target: Literal["grid", "chunk"] = Field("grid", description="latents on the grid, or whole hidden chunks")
+    per_chunk: bool = Field(True, description="every hidden chunk counts once in the energy, not every cell")
+    energy: Literal["l1", "smooth_l1", "l2", "cosine"] = "l1"
+    future_share: float = Field(1.0, ge=0, le=1, description="share of steps that hide the future, else space tubes")
+    horizon: int = Field(2, ge=0, description="hidden steps that are asked for; 0 all")
+    tube_ratios: tuple[float, ...] = (0.75, 0.9)
+    block_scale: float = Field(0.15, ge=0, le=1)
+    context_weight: float = Field(0.0, ge=0)
+    variance_weight: float = Field(0.0, ge=0)
+    covariance_weight: float = Field(0.0, ge=0)
+    vicregl_weight: float = Field(0.0, ge=0)
+    ratio_weight: float = Field(0.03, ge=0)
+    entropy_weight: float = Field(0.0, ge=0)
+    boundary_weight: float = Field(0.0, ge=0)
+    cells_per_chunk: float = Field(5.0, gt=1, description="what the ratio loss steers judged cells to")
+    budgets: tuple[float, float] | None = Field(None, description="range of budgets trained for, share of the cells")
+    budget_share: float = Field(0.5, ge=0, le=1, description="share of steps with a budget")
+    save_every: int = Field(200, ge=1)
+    log_every: int = Field(10, ge=1)
+    max_bad_steps: int = Field(5, ge=1, description="non-finite steps in a row that stop the run")
 
 
-def _nearness(masks: Masks, grid: tuple[int, int, int]) -> Tensor:
-    """1/√d of each cell, d its distance in cells to the nearest hidden one (V-JEPA 2.1's context weight)."""
-    places = cell_coords(torch.arange(grid[0] * grid[1] * grid[2])[None], grid)[0]
-    out = []
-    for hidden in masks.hidden.flatten(1):
-        gap = torch.cdist(places, places[hidden]).amin(1) if bool(hidden.any()) else torch.ones(len(places))
-        out.append(gap.clamp_min(1).rsqrt())
-    return torch.stack(out)
+def build_encoder(config: EncoderConfig) -> HNetViT | TubeletViT:
+    """The preset with the given overrides; `arch: tubelet` keeps what both have."""
+    if config.preset not in PRESETS:
+        raise UserError(f"encoder.preset {config.preset!r} is unknown{did_you_mean(config.preset, PRESETS)}")
+    given = {k: v for k, v in config.model_dump(exclude={"arch", "preset"}).items() if v is not None}
+    values = PRESETS[config.preset] | given
+    try:
+        if config.arch == "hnet":
+            return HNetViT(**values)
+        shared = ("dim", "depth", "heads", "unit", "unit_frames", "recompute")
+        for key in given:
+            if key not in shared:
+                raise UserError(f"encoder.{key} has no meaning for arch tubelet")
+        return TubeletViT(**{k: v for k, v in values.items() if k in shared})
+    except ValueError as error:
+        raise UserError(f"encoder: {error}") from error
+
+
+def build_phase(encoder: HNetViT | TubeletViT, config: PretrainConfig, seed: int) -> JepaPhase:
+    """Encoder and predictor as one phase."""
+    c = config
+    weights = Weights(
+        context=c.context_weight,
+        variance=c.variance_weight,
+        covariance=c.covariance_weight,
+        vicregl=c.vicregl_weight,
+        ratio=c.ratio_weight,
+        entropy=c.entropy_weight,
+        boundary=c.boundary_weight,
+        cells_per_chunk=c.cells_per_chunk,
+    )
+    settings = JepaSettings(
+        total_steps=c.steps,
+        seed=seed,
+        masks=MaskPlan(c.future_share, c.horizon, c.tube_ratios, c.block_scale),
+        weights=weights,
+        target=c.target,
+        per_chunk=c.per_chunk,
+        energy=c.energy,
+        ema=c.ema,
+        budgets=c.budgets,
+        budget_share=c.budget_share,
+        monitor_every=c.log_every,
+        amp=c.amp,
+    )
+    try:
+        predictor = Predictor(encoder.dim, c.predictor_width, c.predictor_depth, c.predictor_heads)
+        return JepaPhase(encoder, predictor, settings)
+    except ValueError as error:
+        raise UserError(f"pretrain: {error}") from error
+
+
+def fit_settings(config: PretrainConfig, seed: int) -> FitSettings:
+    c = config
+    return FitSettings(
+        steps=c.steps,
+        batch=c.batch,
+        lr=c.lr,
+        warmup_ratio=c.warmup,
+        accumulate=c.accumulate,
+        save_every=c.save_every,
+        log_every=c.log_every,
+        seed=seed,
+        max_bad_steps=c.max_bad_steps,
+    )
+
+
+def build_source(config: DataConfig, seed: int) -> tuple[ClipSource, dict[str, Any]]:
+    """Clips and what the manifest says about them."""
+    if config.dataset == "generated":
+        clips = moving_clips(config.clips, seed, frames=config.frames, size=config.size)
+        return MemoryClips(clips.video, clips.label), {"dataset": "generated", "clips": len(clips)}
+    if config.root is None:
+        raise UserError(f"data.root is required for data.dataset {config.dataset}")
+    found = build_dataset(config.dataset, config.root, config.split)
+    plan = Plan(
+        frames=config.frames,
+        resize=config.size,
+        crop=(config.size, config.size),
+        mean=(0.485, 0.456, 0.406),
+        std=(0.229, 0.224, 0.225),
+        source="pretrain",
+    )
+    source = FileClips(found.records, plan, Sampling.parse(config.sampling), config.workers, config.max_failed)
+    about = {"dataset": config.dataset, "split": config.split, "clips": len(found.records)}
+    return source, about | {"missing": len(found.missing)}
+
+
+def look(phase: JepaPhase, clips: torch.Tensor) -> dict[str, torch.Tensor]:
+    """For pictures: the target encoder's chunk of each cell (n,t,h,w) and the number of chunks (n,), for normalised
+    clips (n,T,H,W,3)."""
+    with torch.no_grad():
+        known = phase.target.model.encode(clips)
+    if known.chunks is None:
+        return {}
+    owner = known.chunks.assignment.argmax(-1)
+    return {"owner": owner.view(len(clips), *known.cells.grid), "chunks": known.valid.sum(1)}
+
+
+def run_pretrain(config: Any, folder: Path, device: torch.device) -> dict[str, Any]:
+    """Train from where it stopped, write the target encoder and the pictures; returns the manifest's entry."""
+    encoder = build_encoder(config.encoder)
+    c: PretrainConfig = config.pretrain
+    phase = build_phase(encoder, c, config.seed)
+    source, about = build_source(config.data, config.seed)
+    say(f"pretrain: {about['clips']} clips ({about['dataset']}), {num_params(encoder) / 1e6:.2f} M parameters")
+    engine = PlainEngine(phase, build_adamw(phase, c.lr, c.weight_decay), device, c.clip_norm)
+    depends = {"data": about, "encoder": config.encoder.model_dump(), "pretrain": c.model_dump(mode="json")}
+    metrics = fit(
+        engine,
+        len(source),
+        source.batch,
+        fit_settings(c, config.seed),
+        folder,
+        name="pretrain",
+        about=depends,
+        prefetch=source.prefetch,
+    )
+    save_encoder(folder, phase, config.encoder, about)
+    history = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    shown = source.batch(torch.arange(min(4, len(source)))).video
+    assert shown is not None
+    seen = look(phase, shown.to(device))
+    pictures = write_pictures(folder, history, shown, seen)
+    return {
+        "checkpoint": str(folder / (folder / "latest").read_text().strip()),
+        "data": about,
+        "first": history[0],
+        "last": metrics,
+        "pictures": [str(p) for p in pictures],
+    }
+
+
+def save_encoder(folder: Path, phase: JepaPhase, config: EncoderConfig, data: dict[str, Any]) -> None:
+    """The target encoder alone, for use: encoder.safetensors and encoder.json."""
+    save_tensors(folder / "encoder.safetensors", phase.target.model.state_dict())
+    about = {"version": 1, "encoder": config.model_dump(exclude_none=True), "data": data}
+    write_json(folder / "encoder.json", about | {"sha256": sha256_file(folder / "encoder.safetensors")})
+
+
+def load_encoder(folder: Path) -> HNetViT | TubeletViT:
+    """The encoder that `save_encoder` wrote, in eval mode."""
+    about = read_json(folder / "encoder.json", "encoder")
+    if sha256_file(folder / "encoder.safetensors") != about["sha256"]:
+        raise UserError(f"{folder / 'encoder.safetensors'} is damaged: its sha256 is not the recorded one")
+    encoder = build_encoder(validate(EncoderConfig, about["encoder"], str(folder / "encoder.json")))
+    load_strict(encoder, load_tensors(folder / "encoder.safetensors", "encoder"), folder)
+    return encoder.eval()

@@ -10,21 +10,32 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from polyspace.models.features import Features
+from polyspace.models.hnet.column_resnet import ColumnResNet
 from polyspace.models.hnet.dechunker import dechunk, to_grid
 from polyspace.models.hnet.downsampler import Chunks, LearnedAttentionPooling
-from polyspace.models.hnet.encoder import Cells, ColumnResNet, TubeletStem, expand_hidden, grid_of
+from polyspace.models.hnet.encoder import Cells, TubeletStem, expand_hidden, grid_of
 from polyspace.models.hnet.pos_enc import ChunkPosition
 from polyspace.models.hnet.routing import Routing, SparseRouting
 from polyspace.models.layers import Block, sincos_code
 from polyspace.utils.errors import did_you_mean
 
-# ViT width, depth, heads, encoder width, conv width, unit, blocks before chunking, most chunks. The conv width is a
-# sixteenth of the ViT's in every preset.
+# The conv width is a twenty-fourth of the ViT's in every preset.
 PRESETS: dict[str, dict[str, Any]] = {
-    "tiny": dict(dim=128, depth=4, heads=4, cell_dim=96, conv_width=8, unit=8, cell_depth=1, max_chunks=None, groups=4),
-    "small": dict(dim=384, depth=12, heads=6, cell_dim=192, conv_width=24, unit=16, cell_depth=2, max_chunks=196),
-    "base": dict(dim=768, depth=12, heads=12, cell_dim=256, conv_width=48, unit=16, cell_depth=2, max_chunks=196),
-    "large": dict(dim=1024, depth=24, heads=16, cell_dim=256, conv_width=64, unit=16, cell_depth=2, max_chunks=196),
+    "tiny": dict(
+        dim=96,
+        depth=4,
+        heads=4,
+        cell_dim=64,
+        conv_width=4,
+        unit=8,
+        cell_depth=1,
+        max_chunks=None,
+        groups=4,
+        conv_blocks=(1, 1),
+    ),
+    "small": dict(dim=384, depth=12, heads=6, cell_dim=192, conv_width=16, unit=16, cell_depth=2, max_chunks=196),
+    "base": dict(dim=768, depth=12, heads=12, cell_dim=256, conv_width=32, unit=16, cell_depth=2, max_chunks=196),
+    "large": dict(dim=1024, depth=24, heads=16, cell_dim=256, conv_width=44, unit=16, cell_depth=2, max_chunks=196),
 }
 
 
@@ -136,6 +147,7 @@ class HNetViT(nn.Module):
         cell_dim: int | None = None,
         cell_depth: int = 1,
         conv_width: int = 8,
+        conv_blocks: tuple[int, ...] = (2, 2, 2, 2),
         stem: Literal["resnet", "tubelet"] = "resnet",
         soft: bool = True,
         fixed: int | None = None,
@@ -153,7 +165,7 @@ class HNetViT(nn.Module):
         self.stem: nn.Module = (
             TubeletStem(width, unit, unit_frames)
             if stem == "tubelet"
-            else ColumnResNet(width, unit, unit_frames, conv_width)
+            else ColumnResNet(width, unit, unit_frames, conv_width, conv_blocks)
         )
         self.routing = SparseRouting(width, cell_heads, cell_depth, soft, fixed)
         self.downsampler = LearnedAttentionPooling(width, cell_heads, learned_pooling, select=learned_selection)

@@ -1,0 +1,136 @@
+"""A 3-D ResNet that runs inside each unit of a video, causal in time."""
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from polyspace.models.hnet.encoder import Cells, cut_cells, grid_of, take_rows, visible_cells
+
+# Maps of up to so many values a frame are convolved by one matrix product: faster for tiny maps than a convolution.
+MATRIX_VALUES = 256
+
+
+class CausalConv3d(nn.Module):
+    """3×k×k convolution of (n,T,H,W,C) in a unit: zero padding in space; in time only before the clip (output t sees
+    ≤ t), by its first frame, so that what stands still has the same features at all times."""
+
+    def __init__(self, into: int, out: int, stride: int = 1, spatial: int = 3) -> None:
+        super().__init__()
+        plain = nn.Conv3d(into, out, (3, spatial, spatial))
+        self.weight, self.bias = plain.weight, plain.bias
+        self.stride, self.pad = stride, spatial // 2
+
+    def forward(self, x: Float[Tensor, "n T H W C"]) -> Float[Tensor, "n T R S E"]:
+        n, t, h, w, c = x.shape
+        x = torch.cat([x[:, :1], x[:, :1], x], 1)
+        if h * w * c > MATRIX_VALUES:
+            step, pad = (1, self.stride, self.stride), (0, self.pad, self.pad)
+            return F.conv3d(x.permute(0, 4, 1, 2, 3), self.weight, self.bias, step, pad).permute(0, 2, 3, 4, 1)
+        matrix, (r, s) = self.matrix(h, w)
+        frames = x.flatten(2)
+        windows = torch.cat([frames[:, k : k + t] for k in range(3)], -1)  # (n, T, 3·H·W·C)
+        y = (windows @ matrix).view(n, t, r, s, -1)
+        return y if self.bias is None else y + self.bias
+
+    def matrix(self, h: int, w: int) -> tuple[Float[Tensor, "I O"], tuple[int, int]]:
+        """The same linear map of an h×w unit as one matrix, (frame, row, column, channel) -> (row, column, channel)."""
+        rows, cols = self._taps(h), self._taps(w)
+        kernel = self.weight[:, :, :, rows.clamp_min(0)] * (rows >= 0)[..., None]  # (E,C,3,H,R,k)
+        kernel = kernel[..., cols.clamp_min(0)] * (cols >= 0)  # (E,C,3,H,R,W,S)
+        return kernel.permute(2, 3, 5, 1, 4, 6, 0).reshape(3 * h * w * kernel.shape[1], -1), (
+            rows.shape[1],
+            cols.shape[1],
+        )
+
+    def _taps(self, side: int) -> Tensor:
+        """Which tap of the kernel joins input i to output r, −1 for none: (side, outputs)."""
+        size = self.weight.shape[-1]
+        outputs = (side + 2 * self.pad - size) // self.stride + 1
+        gap = torch.arange(side)[:, None] - self.stride * torch.arange(outputs) + self.pad
+        return torch.where((gap >= 0) & (gap < size), gap, -1).to(self.weight.device)
+
+
+class ResidualUnit(nn.Module):
+    """The basic block of ResNet-18 in 3-D, pre-norm: two convolutions and a skip (strided and linear where the shape
+    changes). Norms are over the channels of one place and time, so that nothing leaks."""
+
+    def __init__(self, into: int, out: int, stride: int, spatial: int) -> None:
+        super().__init__()
+        self.norm1, self.conv1 = nn.LayerNorm(into), CausalConv3d(into, out, stride, spatial)
+        self.norm2, self.conv2 = nn.LayerNorm(out), CausalConv3d(out, out, 1, spatial)
+        self.stride = stride
+        self.skip = nn.Identity() if into == out and stride == 1 else nn.Linear(into, out)
+
+    def forward(self, x: Float[Tensor, "n T H W C"]) -> Float[Tensor, "n T R S E"]:
+        y = self.conv1(F.gelu(self.norm1(x)))
+        return self.skip(x[:, :, :: self.stride, :: self.stride]) + self.conv2(F.gelu(self.norm2(y)))
+
+
+class ColumnResNet(nn.Module):
+    """ResNet-18-3D inside each unit column, temporal resolution kept; channels width·(1, 2, 4, 8).
+
+    A stem halves the unit, stage 1 halves it again from 16 px on, every later stage halves it until it is one pixel;
+    kernels are 3×3×3, and 3×1×1 where the map is one pixel. A cell's feature is a linear map of its own pixels (the
+    tubelet embedding, which alone keeps all motion at random init) plus linear maps of the last map that still has
+    a layout (2×2) and of the deepest one, each over the cell's τ frames.
+    """
+
+    def __init__(self, dim: int, unit: int, unit_frames: int, width: int, blocks: tuple[int, ...] = (2, 2, 2, 2)):
+        super().__init__()
+        if unit < 4 or unit & (unit - 1):
+            raise ValueError(f"a unit's side is a power of two from 4 on, not {unit}")
+        self.unit, self.unit_frames = unit, unit_frames
+        self.pixels = nn.Linear(unit_frames * unit * unit * 3, dim)
+        self.stem = CausalConv3d(3, width, stride=2)
+        stages, side, channels = [], unit // 2, width
+        self.layout_stage = 0
+        for number, depth in enumerate(blocks):
+            out = width * 2**number
+            stride = 2 if side > 1 and (number > 0 or side > 4) else 1
+            side = -(-side // stride)
+            spatial = 3 if side > 1 else 1
+            first = ResidualUnit(channels, out, stride, spatial)
+            stages.append(nn.Sequential(first, *(ResidualUnit(out, out, 1, spatial) for _ in range(depth - 1))))
+            channels = out
+            if side == 2:
+                self.layout_stage, layout = number, 4 * out
+        self.stages = nn.ModuleList(stages)
+        self.from_layout = nn.Linear(unit_frames * layout, dim)
+        self.from_deep = nn.Linear(unit_frames * channels * side * side, dim)
+
+    def forward(self, video: Float[Tensor, "B T H W 3"], hidden: Bool[Tensor, "B N"] | None = None) -> Cells:
+        grid = grid_of(video, self.unit, self.unit_frames)
+        t, h, w = grid
+        index, valid = visible_cells(video, hidden, grid)
+        pixels = cut_cells(video, self.unit, self.unit_frames)
+        flat = pixels if hidden is None else take_rows(pixels, index)
+        x = self.pixels(flat)
+        columns = pixels.view(len(video), t, h * w, -1).transpose(1, 2).flatten(0, 1)  # (B·h·w, t, P)
+        row = None
+        if hidden is not None:
+            hidden = hidden.to(video.device)
+            columns = columns.masked_fill(hidden.view(-1, t, h * w).transpose(1, 2).reshape(-1, t, 1), 0)
+            keep = ~hidden.view(-1, t, h * w).all(1).flatten()  # columns with anything visible
+            last = int((~hidden).view(-1, t, h * w).any(2).any(0).nonzero().max()) + 1
+            columns, row = columns[keep, :last], keep.long().cumsum(0) - 1
+        deep = self.columns(columns)  # (n, last, dim)
+        clip = torch.arange(len(video), device=video.device)[:, None] * (h * w)
+        column = clip + index % (h * w)
+        column = column if row is None else row[column].clamp_min(0)
+        step = (index // (h * w)).clamp_max(deep.shape[1] - 1)
+        x = x + deep[column, step]
+        return Cells(torch.where(valid[..., None], x, 0), index, valid, grid)
+
+    def columns(self, pixels: Float[Tensor, "n t P"]) -> Float[Tensor, "n t D"]:
+        n, t, _ = pixels.shape
+        u = self.unit
+        x = self.stem(pixels.reshape(n, t * self.unit_frames, u, u, 3))
+        layout = None
+        for number, stage in enumerate(self.stages):
+            x = stage(x)
+            if number == self.layout_stage:
+                layout = x
+        assert layout is not None
+        # frames of a step side by side: (n,T,R,S,E) -> (n, t, τ·R·S·E)
+        return self.from_layout(layout.reshape(n, t, -1)) + self.from_deep(x.reshape(n, t, -1))

@@ -1,0 +1,270 @@
+"""One step of V-JEPA: predict the latents of hidden content, for chunk encoders and the tubelet baseline alike."""
+
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from polyspace.data.batch import VideoBatch
+from polyspace.losses.auxiliaries import boundary_loss, entropy_loss, ratio_loss
+from polyspace.losses.energy import Kind, energy_loss
+from polyspace.losses.vicregl import VICRegLLoss, covariance_term, position_covariance, variance_term
+from polyspace.models.ema import Ema
+from polyspace.models.hnet.dechunker import to_grid
+from polyspace.models.hnet.encoder import cell_coords, grid_of, pack_visible, take_rows
+from polyspace.models.layers import Mlp
+from polyspace.models.vjepa.predictor import Predictor
+from polyspace.models.vjepa.vit import Encoded, HNetViT, TubeletViT
+from polyspace.train.masking import MaskPlan, Masks
+from polyspace.train.optim import cosine_schedule
+from polyspace.train.phase import Phase, StepOutput
+from polyspace.utils.monitor import collapse_alarm, effective_rank, median_error, position_std, usage_perplexity
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Weights of the terms beside the energy of hidden content, which has weight 1; 0 leaves a term out.
+
+    context: visible cells are predicted too, each by 1/√(distance to the hidden part). variance, covariance: VICReg on
+    expanded grid features, centred per position. vicregl: two views of a clip, by both kinds of mask (a second
+    forward). ratio: mean cells a chunk towards `cells_per_chunk`. entropy, boundary: sure assignments and decisions.
+    """
+
+    context: float = 0.0
+    variance: float = 0.0
+    covariance: float = 0.0
+    vicregl: float = 0.0
+    ratio: float = 0.03
+    entropy: float = 0.0
+    boundary: float = 0.0
+    cells_per_chunk: float = 3.0
+
+
+@dataclass(frozen=True)
+class JepaSettings:
+    """What the step needs to know beside its modules.
+
+    per_chunk: the energy is a mean over hidden chunks, not over hidden cells, so that what stands still for long does
+    not outweigh what moves (no difference for tubelets). ema: decay at the first and the last step. budgets: range of
+    the share of visible cells that is the budget on `budget_share` of the steps. context_ramp: shares of the run
+    between which the context loss comes in.
+    """
+
+    total_steps: int
+    seed: int = 0
+    masks: MaskPlan = field(default_factory=MaskPlan)
+    weights: Weights = field(default_factory=Weights)
+    target: Literal["grid", "chunk"] = "grid"
+    per_chunk: bool = True
+    energy: Kind = "l1"
+    ema: tuple[float, float] = (0.99, 0.99)
+    budgets: tuple[float, float] | None = None
+    budget_share: float = 0.5
+    context_ramp: tuple[float, float] = (0.05, 0.15)
+    monitor_every: int = 10
+    amp: bool = False
+
+
+class JepaPhase(Phase):
+    """Online encoder on what is visible, predictor from it to what is asked for, EMA encoder on everything as target.
+
+    loss = E(prediction, LN(target)) on asked cells + Σ weight·term (`Weights`). Targets are the EMA encoder's latents
+    on the content-free grid (chunks handed back to their cells), normalised without affine; with target "chunk" they
+    are whole EMA chunks that are hidden altogether, asked for by centroid and size.
+    """
+
+    def __init__(self, encoder: HNetViT | TubeletViT, predictor: Predictor, settings: JepaSettings) -> None:
+        super().__init__()
+        if settings.target == "chunk" and isinstance(encoder, TubeletViT):
+            raise ValueError("target 'chunk' needs a chunk encoder; tubelets have the grid only")
+        self.encoder, self.predictor, self.target = encoder, predictor, Ema(encoder)
+        self.settings = settings
+        w = settings.weights
+        expanded = w.variance or w.covariance or w.vicregl
+        self.expander = Mlp(encoder.dim, 2 * encoder.dim, encoder.dim) if expanded else None
+        self.size_code = nn.Linear(1, predictor.width) if settings.target == "chunk" else None
+        self.vicregl = VICRegLLoss()
+
+    def forward(self, batch: VideoBatch) -> StepOutput:
+        assert batch.video is not None
+        device = batch.video.device.type
+        scope = torch.autocast(device, dtype=torch.bfloat16) if self.settings.amp else nullcontext()
+        with scope:
+            return self._step(batch.video, *batch.place)
+
+    def _step(self, video: Tensor, step: int, first: int) -> StepOutput:
+        grid = grid_of(video, self.encoder.unit, self.encoder.unit_frames)
+        masks = self.settings.masks.draw(grid, self.settings.seed, step, first, len(video))
+        with torch.no_grad():
+            known = self.target.model.encode(video)
+        online = self._encode(video, masks, step)
+        places, goal, wanted = self._questions(known, masks, grid)
+        hints = None if self.size_code is None else self.size_code(known.sizes.clamp_min(1e-3).log()[..., None])
+        prediction = self.predictor(online.tokens, online.centroids, online.valid, places, hints)
+        hidden_weight, seen_weight = wanted
+        terms = {"energy": energy_loss(prediction, goal, hidden_weight, self.settings.energy)}
+        loss = terms["energy"]
+        for name, weight, value in self._terms(video, online, masks, prediction, goal, seen_weight, step, first):
+            terms[name] = value
+            loss = loss + weight * value
+        metrics = {name: value.detach() for name, value in terms.items()}
+        if step % self.settings.monitor_every == self.settings.monitor_every - 1:
+            metrics |= self._monitors(online, known, goal, hidden_weight, terms["energy"].detach())
+        return StepOutput(loss, metrics)
+
+    def _encode(self, video: Tensor, masks: Masks, step: int) -> Encoded:
+        if isinstance(self.encoder, TubeletViT):
+            return self.encoder.encode(video, masks.hidden)
+        return self.encoder.encode(video, masks.hidden, self._budget(masks, step))
+
+    def _budget(self, masks: Masks, step: int) -> int | None:
+        """On a share of steps a budget, a fraction of the visible cells drawn from the range; else the content's own
+        choice."""
+        s = self.settings
+        g = torch.Generator().manual_seed(s.seed * 1_000_003 + step * 2 + 1)
+        draw, where = torch.rand(2, generator=g).tolist()
+        if s.budgets is None or draw >= s.budget_share:
+            return None
+        low, high = s.budgets
+        cells = int((~masks.hidden[0]).sum())
+        return max(1, round(cells * (low + (high - low) * where)))
+
+    def _questions(
+        self, known: Encoded, masks: Masks, grid: tuple[int, int, int]
+    ) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor | None]]:
+        """Places (B,Q,3) to ask for, what the target says there (B,Q,D), and the weights of hidden and seen ones."""
+        device = known.tokens.device
+        if self.settings.target == "chunk":
+            return self._chunk_questions(known, masks)
+        asked = masks.asked.flatten(1)
+        index, valid = pack_visible(~asked)
+        weights: tuple[Tensor, Tensor | None] = (valid.to(device), None)
+        if self.settings.weights.context:
+            seen, seen_valid = pack_visible(masks.hidden.flatten(1))
+            near = _nearness(masks, grid).gather(1, seen) * seen_valid
+            index = torch.cat([index, seen], 1)
+            none_hidden, none_seen = torch.zeros_like(near), torch.zeros_like(valid, dtype=near.dtype)
+            weights = (
+                torch.cat([valid.to(near.dtype), none_hidden], 1).to(device),
+                torch.cat([none_seen, near], 1).to(device),
+            )
+        index = index.to(device)
+        if self.settings.per_chunk and known.chunks is not None:
+            weights = self._share_out(known, index, weights)
+        goal = take_rows(known.on_cells(), index)
+        return cell_coords(index, grid).to(goal.dtype), F.layer_norm(goal.float(), goal.shape[-1:]), weights
+
+    def _share_out(
+        self, known: Encoded, index: Tensor, weights: tuple[Tensor, Tensor | None]
+    ) -> tuple[Tensor, Tensor | None]:
+        """Every EMA chunk counts once, however many cells it covers: a cell's weight is Σ_k Ā_ik / size_k."""
+        assert known.chunks is not None
+        size = known.sizes.clamp_min(1e-6)
+        each = torch.where(known.valid, 1 / size, 0)[..., None]
+        share = take_rows(known.chunks.assignment @ each, index).squeeze(-1)
+        hidden, seen = weights
+        return hidden * share, None if seen is None else seen * share
+
+    def _chunk_questions(self, known: Encoded, masks: Masks) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor | None]]:
+        """EMA chunks none of whose cells is visible."""
+        assert known.chunks is not None
+        visible = (~masks.hidden.flatten(1)).to(known.tokens.device)
+        touched = (known.chunks.assignment * visible[..., None]).sum(1)
+        wanted = known.valid & (touched < 1e-6)
+        goal = F.layer_norm(known.tokens.float(), known.tokens.shape[-1:])
+        return known.centroids, goal, (wanted, None)
+
+    def _terms(
+        self,
+        video: Tensor,
+        online: Encoded,
+        masks: Masks,
+        prediction: Tensor,
+        goal: Tensor,
+        seen_weight: Tensor | None,
+        step: int,
+        first: int,
+    ) -> list[tuple[str, float, Tensor]]:
+        """(name, weight, value) of every term beside the energy that is switched on."""
+        w, s = self.settings.weights, self.settings
+        out: list[tuple[str, float, Tensor]] = []
+        if seen_weight is not None:
+            low, high = (share * s.total_steps for share in s.context_ramp)
+            ramp = min(max((step - low) / max(high - low, 1), 0.0), 1.0)
+            context = energy_loss(prediction, goal, seen_weight, s.energy)
+            out.append(("context", w.context * ramp, context))
+        if self.expander is not None:
+            cells = self.expander(online.on_cells())
+            if w.variance or w.covariance:
+                visible = (~masks.hidden.flatten(1)).to(cells.device)
+                on_grid = to_grid(cells, online.cells.index, online.cells.valid, visible.shape[1])
+                covariance = position_covariance(on_grid, visible)
+                out.append(("variance", w.variance, variance_term(covariance)))
+                out.append(("covariance", w.covariance, covariance_term(covariance)))
+            if w.vicregl:
+                out.append(("vicregl", w.vicregl, self._second_view(video, cells, online, masks, step, first)))
+        if online.routing is not None and self.encoder_gates():
+            r = online.routing
+            out.append(("ratio", w.ratio, ratio_loss(r.boundary, r.prob, r.judged, _odds(w.cells_per_chunk))))
+            if w.boundary:
+                out.append(("boundary", w.boundary, boundary_loss(r.prob, r.judged)))
+            if w.entropy and online.chunks is not None:
+                out.append(("entropy", w.entropy, entropy_loss(online.chunks.assignment, online.cells.valid)))
+        return out
+
+    def encoder_gates(self) -> bool:
+        return isinstance(self.encoder, HNetViT) and self.encoder.routing.gate is not None
+
+    def _second_view(
+        self, video: Tensor, cells: Tensor, online: Encoded, masks: Masks, step: int, first: int
+    ) -> Tensor:
+        """VICRegL between this view and one by the other kind of mask; both are seen through the expander."""
+        assert self.expander is not None
+        plan = self.settings.masks
+        other = MaskPlan(0.0 if masks.kind == "future" else 1.0, plan.horizon, plan.tube_ratios, plan.block_scale)
+        grid = online.cells.grid
+        again = self._encode(video, other.draw(grid, self.settings.seed, step, first, len(video)), step)
+        return self.vicregl(cells, self.expander(again.on_cells()), online.cells.coords, again.cells.coords)
+
+    @torch.no_grad()
+    def _monitors(
+        self, online: Encoded, known: Encoded, goal: Tensor, wanted: Tensor, loss: Tensor
+    ) -> dict[str, Tensor]:
+        """What tells learning from collapse: see utils/monitor.py."""
+        pooled = (known.tokens * known.valid[..., None]).sum(1) / known.valid.sum(1, keepdim=True)
+        asked = wanted > 0
+        out = {
+            "skill": 1 - loss / median_error(goal, asked).clamp_min(1e-6),
+            "effective_rank": effective_rank(pooled),
+            "position_std": position_std(known.on_grid()),
+            "chunks": known.valid.sum(1).float().mean(),
+        }
+        if known.routing is not None:
+            r = known.routing
+            out["boundary_rate"] = (r.boundary & r.judged).sum() / r.judged.sum().clamp_min(1)
+            out["usage"] = usage_perplexity(known.sizes)
+        return out
+
+    def after_update(self, step: int) -> None:
+        start, end = self.settings.ema
+        self.target.update(self.encoder, cosine_schedule(step, self.settings.total_steps, start, end))
+
+    def alarm(self, metrics: dict[str, Any]) -> str | None:
+        return collapse_alarm(metrics, self.encoder.dim)
+
+
+def _odds(cells_per_chunk: float) -> float:
+    return max(cells_per_chunk, 1.0001)
+
+
+def _nearness(masks: Masks, grid: tuple[int, int, int]) -> Tensor:
+    """1/√d of each cell, d its distance in cells to the nearest hidden one (V-JEPA 2.1's context weight)."""
+    places = cell_coords(torch.arange(grid[0] * grid[1] * grid[2])[None], grid)[0]
+    out = []
+    for hidden in masks.hidden.flatten(1):
+        gap = torch.cdist(places, places[hidden]).amin(1) if bool(hidden.any()) else torch.ones(len(places))
+        out.append(gap.clamp_min(1).rsqrt())
+    return torch.stack(out)

@@ -1,0 +1,89 @@
+"""The phases of a run in order, each from where it stopped: `python main.py` and `polyspace train`."""
+
+import time
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field
+
+from polyspace.config import Config, parse, validate
+from polyspace.train import PHASES
+from polyspace.train.pretrain import DataConfig, EncoderConfig, PretrainConfig
+from polyspace.utils.checkpoint_io import read_json, sha256_json, try_writing, write_json
+from polyspace.utils.errors import UserError, did_you_mean
+from polyspace.utils.log import say
+from polyspace.utils.misc import get_device, set_seed
+from polyspace.utils.run_info import run_info
+
+
+class RunConfig(Config):
+    work_dir: Path = Field(Path("outputs"), description="folder of the run")
+    sequence: str = Field("pretrain", description="phases to run, in order, separated by commas")
+    seed: int = Field(0, ge=0, description="of everything that is drawn")
+    device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
+    local_rank: int | None = Field(None, description="added by some launchers; the environment decides")
+    data: DataConfig = Field(default_factory=partial(validate, DataConfig, {}))
+    encoder: EncoderConfig = Field(default_factory=partial(validate, EncoderConfig, {}))
+    pretrain: PretrainConfig = Field(default_factory=partial(validate, PretrainConfig, {}))
+
+
+def phases_of(sequence: str) -> list[str]:
+    """Names in order; an unknown or repeated one is a UserError before any work."""
+    names = [name.strip() for name in sequence.split(",") if name.strip()]
+    if not names:
+        raise UserError("--sequence names no phase")
+    for name in names:
+        if name not in PHASES:
+            known = ", ".join(PHASES)
+            raise UserError(f"--sequence: no phase '{name}'{did_you_mean(name, PHASES)}; there are: {known}")
+    if len(set(names)) < len(names):
+        raise UserError(f"--sequence {sequence} names a phase twice")
+    return names
+
+
+def config_hash(config: RunConfig, phase: str) -> str:
+    """Of everything that the phase's result depends on."""
+    values = config.model_dump(mode="json")
+    return sha256_json({key: values[key] for key in ("seed", "data", "encoder", phase)})
+
+
+def run(config: RunConfig) -> dict[str, Any]:
+    """Run what is not finished yet and return the manifest, which is written after every phase."""
+    names = phases_of(config.sequence)
+    device = get_device(config.device)
+    try_writing(config.work_dir)
+    path = config.work_dir / "pipeline_manifest.json"
+    manifest: dict[str, Any] = read_json(path, "pipeline manifest") if path.is_file() else {"version": 1, "phases": {}}
+    write_json(config.work_dir / "run.json", run_info("train", config))
+    for name in names:
+        identity = config_hash(config, name)
+        done = manifest["phases"].get(name)
+        if done is not None and done["config_hash"] == identity:
+            say(f"{name}: finished before ({done['checkpoint']})")
+            continue
+        set_seed(config.seed)
+        start = time.monotonic()
+        result = PHASES[name](config, config.work_dir / name, device)
+        manifest["phases"][name] = result | {
+            "config_hash": identity,
+            "seconds": round(time.monotonic() - start, 1),
+        }
+        write_json(path, manifest)
+    return manifest
+
+
+def main(argv: Sequence[str]) -> int:
+    config = parse(
+        RunConfig,
+        argv,
+        prog="main.py",
+        about="Train H-Net V-JEPA phase by phase; without data, on generated clips with a small model.",
+        example="python main.py --work_dir outputs --sequence pretrain",
+    )
+    manifest = run(config)
+    for name in phases_of(config.sequence):
+        for file in manifest["phases"][name].get("pictures", []):
+            say(f"-> {file}")
+    return 0

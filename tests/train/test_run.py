@@ -1,0 +1,173 @@
+"""main.py: phases, configuration and what a run leaves behind."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from polyspace.config import run_command
+from polyspace.train.pretrain import EncoderConfig, PretrainConfig, build_encoder, load_encoder
+from polyspace.train.run import RunConfig, main, phases_of
+from polyspace.utils.errors import UserError
+
+REPOSITORY = Path(__file__).parents[2]
+SMALL = [
+    "data.clips=12",
+    "data.size=24",
+    "data.frames=6",
+    "encoder.dim=32",
+    "encoder.depth=1",
+    "encoder.cell_dim=32",
+    "pretrain.batch=4",
+    "pretrain.log_every=1",
+    "pretrain.save_every=2",
+]
+
+
+def line(folder: Path, steps: int = 3, *more: str) -> list[str]:
+    sets = [f"pretrain.steps={steps}", *SMALL, *more]
+    return ["--work_dir", str(folder), "--sequence", "pretrain", *(x for s in sets for x in ("--set", s))]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("run")
+    assert run_command(main, line(folder)) == 0
+    return folder
+
+
+def test_a_run_leaves_checkpoint_metrics_pictures_and_manifest(finished):
+    manifest = json.loads((finished / "pipeline_manifest.json").read_text())["phases"]["pretrain"]
+    assert manifest["checkpoint"].endswith("step_000003") and Path(manifest["checkpoint"]).is_dir()
+    assert {"loss.png", "skill.png", "chunks.png"} <= {Path(p).name for p in manifest["pictures"]}
+    assert all(Path(p).stat().st_size > 1000 for p in manifest["pictures"])
+    rows = [json.loads(row) for row in (finished / "pretrain" / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [1, 2, 3]
+    monitors = {"energy", "skill", "effective_rank", "position_std", "chunks", "boundary_rate", "usage", "grad_norm"}
+    assert monitors <= rows[0].keys()
+    run = json.loads((finished / "run.json").read_text())
+    assert run["config"]["pretrain"]["steps"] == 3
+
+
+def test_the_encoder_that_was_written_is_the_target(finished):
+    encoder = load_encoder(finished / "pretrain")
+    first, second = (
+        encoder(torch.zeros(1, 6, 24, 24, 3)),
+        load_encoder(finished / "pretrain")(torch.zeros(1, 6, 24, 24, 3)),
+    )
+    assert torch.equal(first.tokens, second.tokens) and not encoder.training
+
+
+def test_a_damaged_encoder_is_refused(finished, tmp_path):
+    for name in ("encoder.json", "encoder.safetensors"):
+        (tmp_path / name).write_bytes((finished / "pretrain" / name).read_bytes())
+    data = bytearray((tmp_path / "encoder.safetensors").read_bytes())
+    data[-5] ^= 1
+    (tmp_path / "encoder.safetensors").write_bytes(bytes(data))
+    with pytest.raises(UserError, match="damaged"):
+        load_encoder(tmp_path)
+
+
+def test_a_finished_phase_is_skipped_and_another_configuration_refused(finished, capsys):
+    assert run_command(main, line(finished)) == 0
+    assert "finished before" in capsys.readouterr().out
+    assert run_command(main, line(finished, 3, "pretrain.lr=0.5")) == 2
+    assert "other settings" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--sequence", "pretrian"], "did you mean 'pretrain'"),
+        (["--sequence", "pretrain,pretrain"], "twice"),
+        (["--sequence", ","], "names no phase"),
+        (["--set", "pretrain.stepps=5"], "did you mean 'steps'"),
+        (["--set", "pretrain.steps=1.5"], "pretrain.steps"),
+        (["--set", "encoder.preset=tinny"], "did you mean 'tiny'"),
+        (["--set", "encoder.arch=tubelet", "--set", "encoder.soft=false"], "no meaning for arch tubelet"),
+        (["--set", "data.dataset=ssv2"], "data.root is required"),
+        (["--set", "data.size=20"], "12×20×20 does not divide"),
+        (["--set", "pretrain.target=chunk", "--set", "encoder.arch=tubelet"], "needs a chunk encoder"),
+    ],
+)
+def test_bad_input_is_a_sentence_before_any_work(arguments, said, tmp_path, capsys):
+    assert run_command(main, ["--work_dir", str(tmp_path / "x"), "--set", "data.clips=4", *arguments]) == 2
+    error = capsys.readouterr().err
+    assert said in error and "Traceback" not in error
+
+
+def test_phases_come_in_the_order_given():
+    assert phases_of("pretrain") == ["pretrain"]
+
+
+@pytest.mark.parametrize("file", sorted((REPOSITORY / "configs").glob("*.yaml")), ids=lambda p: p.stem)
+def test_config_files_are_valid_and_their_models_build(file):
+    config = RunConfig.model_validate(yaml.safe_load(file.read_text()))
+    with torch.device("meta"):
+        build_encoder(config.encoder)
+    assert file.read_text().startswith("# python main.py")
+
+
+def test_the_tiny_file_is_the_default():
+    values = yaml.safe_load((REPOSITORY / "configs" / "tiny.yaml").read_text())
+    assert RunConfig.model_validate(values) == RunConfig.model_validate({})
+
+
+def test_a_killed_run_ends_in_the_same_bits(tmp_path):
+    arguments = line(tmp_path / "killed", 8)
+    command = [sys.executable, str(REPOSITORY / "main.py"), *arguments]
+    process = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    latest = tmp_path / "killed" / "pretrain" / "latest"
+    deadline = time.monotonic() + 120
+    while not latest.is_file() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert process.poll() is None, process.communicate()
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    for folder in ("killed", "whole"):
+        arguments[1] = str(tmp_path / folder)
+        done = subprocess.run([sys.executable, str(REPOSITORY / "main.py"), *arguments], capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+    a, b = (tmp_path / f / "pretrain" for f in ("killed", "whole"))
+    for name in ("encoder.safetensors", "metrics.jsonl", "step_000008/model.safetensors"):
+        assert (a / name).read_bytes() == (b / name).read_bytes(), name
+
+
+def test_real_files_in_the_ssv2_layout_start_the_real_configuration(tmp_path, capsys):
+    from polyspace.data.synthetic import main as synthetic
+
+    root = tmp_path / "ssv2"
+    assert run_command(synthetic, ["--layout", "ssv2", "--out", str(root), "--clips", "6", "--seed", "0"]) == 0
+    config = str(REPOSITORY / "configs" / "pretrain_ssv2.yaml")
+    small = [
+        "data.size=32",
+        "data.frames=8",
+        f"data.root={root}",
+        "data.workers=1",
+        "encoder.dim=32",
+        "encoder.depth=1",
+    ]
+    small += ["encoder.heads=2", "encoder.cell_dim=32", "encoder.conv_width=4", "encoder.conv_blocks=[1, 1]"]
+    small += ["pretrain.steps=2", "pretrain.batch=4", "pretrain.accumulate=2", "pretrain.log_every=1"]
+    small += ["pretrain.predictor_width=48", "pretrain.predictor_depth=1"]
+    sets = [x for s in small for x in ("--set", s)]
+    assert run_command(main, ["--work_dir", str(tmp_path / "out"), "--config", config, *sets]) == 0
+    last = json.loads((tmp_path / "out" / "pipeline_manifest.json").read_text())["phases"]["pretrain"]["last"]
+    assert last["step"] == 2 and last["energy"] > 0
+
+
+def test_encoder_keys_mirror_the_constructor():
+    import inspect
+
+    from polyspace.models.vjepa.vit import HNetViT
+
+    built = set(inspect.signature(HNetViT.__init__).parameters) - {"self"}
+    assert built == set(EncoderConfig.model_fields) - {"arch", "preset"}
+    assert PretrainConfig.model_validate({}).steps > 0

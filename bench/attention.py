@@ -1,0 +1,128 @@
+"""Sparse attention against dense SDPA and the public native-sparse-attention package: time and memory over length.
+
+    python bench/attention.py --out docs/results/attention.json
+
+Forward + backward of one layer (width 256, 4 heads) on a video of N cells. `ours` is the sparse form whatever the
+length, `switch` what the module picks by itself. Every measurement runs in a process of its own, so that its memory
+peak is its own.
+"""
+
+import argparse
+import datetime
+import json
+import os
+import platform
+import resource
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from polyspace.models.hnet.sparse_attention import SPARSE_FROM, NativeSparseAttention
+from polyspace.utils.checkpoint_io import write_json
+from polyspace.utils.log import say, table
+
+DIM, HEADS = 256, 4
+GRIDS = {
+    1024: (4, 16, 16),
+    1280: (5, 16, 16),
+    1568: (8, 14, 14),
+    2048: (8, 16, 16),
+    3136: (16, 14, 14),
+    4096: (16, 16, 16),
+    8192: (32, 16, 16),
+}
+GRIDS |= {12544: (64, 14, 14), 25088: (32, 28, 28), 50176: (64, 28, 28)}
+KINDS = ("dense", "ours", "switch", "package")
+
+
+def peak_mib() -> float:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def package_layer() -> nn.Module:
+    """The public package at its 1-D form with comparable reach: blocks of 64, 8 selected, window 216."""
+    from native_sparse_attention_pytorch import SparseAttention
+
+    return SparseAttention(
+        dim=DIM,
+        dim_head=DIM // HEADS,
+        heads=HEADS,
+        sliding_window_size=216,
+        compress_block_size=64,
+        compress_block_sliding_stride=64,
+        selection_block_size=64,
+        num_selected_blocks=8,
+        causal=False,
+    )
+
+
+def one(kind: str, cells: int, repeats: int) -> dict[str, float]:
+    torch.manual_seed(0)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    grid = GRIDS[cells]
+    x = torch.randn(1, cells, DIM, device=device, requires_grad=True)
+    if kind == "package":
+        layer = package_layer().to(device)
+        call = layer
+    else:
+        layer = NativeSparseAttention(DIM, HEADS).to(device)
+        dense = {"dense": True, "ours": False, "switch": None}[kind]
+
+        def call(t: torch.Tensor) -> torch.Tensor:
+            return layer(t, grid, dense=dense)
+
+    before, times = peak_mib(), []
+    for _ in range(repeats + 1):
+        start = time.perf_counter()
+        call(x).square().mean().backward()
+        if device == "cuda":
+            torch.cuda.synchronize()
+        times.append(time.perf_counter() - start)
+    memory = torch.cuda.max_memory_allocated() / 2**20 if device == "cuda" else peak_mib() - before
+    return {"seconds": min(times[1:]), "peak_mib": memory}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--cells", type=int, nargs="+", default=list(GRIDS), choices=GRIDS)
+    parser.add_argument("--kinds", nargs="+", default=list(KINDS), choices=KINDS)
+    parser.add_argument("--one", nargs=2, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.one:
+        cells = int(args.one[1])
+        sys.stdout.write(json.dumps(one(args.one[0], cells, 5 if cells <= 8192 else 2)))
+        return
+    rows: list[dict[str, Any]] = []
+    for cells in args.cells:
+        row: dict[str, Any] = {"cells": cells, "grid": GRIDS[cells]}
+        for kind in args.kinds:
+            line = [sys.executable, __file__, "--one", kind, str(cells)]
+            done = subprocess.run(line, capture_output=True, text=True)
+            row[kind] = json.loads(done.stdout) if done.returncode == 0 else {"error": done.stderr[-300:]}
+        rows.append(row)
+        say(f"{cells}: " + ", ".join(f"{k} {row[k].get('seconds', float('nan')):.3f} s" for k in args.kinds))
+    shown = [
+        [
+            str(r["cells"]),
+            *(f"{r[k]['seconds']:.3f} / {r[k]['peak_mib']:.0f}" if "seconds" in r[k] else "–" for k in args.kinds),
+        ]
+        for r in rows
+    ]
+    for line in table(shown, ["cells", *(f"{k} (s / MiB)" for k in args.kinds)]):
+        say(line)
+    if args.out:
+        about = {"width": DIM, "heads": HEADS, "sparse_from": SPARSE_FROM, "rows": rows}
+        about |= {"command": " ".join(["python", *sys.argv]), "threads": torch.get_num_threads()}
+        about |= {"machine": f"{platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}"}
+        write_json(args.out, about | {"date": datetime.date.today().isoformat()})
+        say(f"-> {args.out}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,211 @@
+"""Does H-Net V-JEPA learn, and better than tubelets at equal compute? Probes after pretraining, with all controls.
+
+    python bench/learning.py --out docs/results/learning.json --work outputs/learning
+    python bench/learning.py --group sweep --seconds 400 --seeds 1 --out docs/results/learning_sweep.json
+
+Every arm runs in a process of its own with one thread, `--jobs` at a time; its length is `--seconds` of its own
+measured speed (so all arms have equal wall clock), or `--steps` updates. A finished arm is kept in --work and not run
+again; a killed one goes on from its last checkpoint. Settings are chosen on the validation part (--group sweep).
+"""
+
+import argparse
+import datetime
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from learning_arms import ABLATIONS, ARMS, CLASSES, CLIPS, LABELS, PARTS, SWEEP, Arm
+from learning_measure import measure, measure_choice, raw_pixels
+
+from polyspace.data.clip_source import MemoryClips
+from polyspace.data.moving import MovingClips, moving_clips
+from polyspace.train.engine import PlainEngine
+from polyspace.train.jepa import JepaPhase
+from polyspace.train.loop import fit
+from polyspace.train.optim import build_adamw
+from polyspace.train.pretrain import build_encoder, build_phase, fit_settings
+from polyspace.train.supervised import SupervisedPhase
+from polyspace.utils.checkpoint_io import load_tensors, read_json, save_tensors, write_json
+from polyspace.utils.log import say, table
+from polyspace.utils.misc import set_seed
+
+GROUPS = {"main": ARMS, "ablation": ABLATIONS, "sweep": SWEEP}
+
+
+def clips(work: Path, part: str) -> MovingClips:
+    """A part's clips, drawn once and kept."""
+    path = work / f"{part}.safetensors"
+    if not path.is_file():
+        made = moving_clips(PARTS[part][0], PARTS[part][1], keep_mask=part == "test", **CLIPS)
+        mask = {} if made.mask is None else {"mask": made.mask}
+        save_tensors(path, {"video": made.video, "label": made.label, "objects": made.objects} | mask)
+    kept = load_tensors(path)
+    return MovingClips(kept["video"], kept["label"], kept.get("mask"), kept["objects"])
+
+
+def build(arm: Arm, steps: int, seed: int) -> JepaPhase | SupervisedPhase:
+    set_seed(seed)
+    encoder = build_encoder(arm.encoder_config())
+    if arm.supervised:
+        return SupervisedPhase(encoder, CLASSES)
+    return build_phase(encoder, arm.pretrain_config(steps), seed)
+
+
+def seconds_per_step(arm: Arm, source: MemoryClips, seed: int, steps: int = 24) -> float:
+    """Measured on a copy that is thrown away; the first updates are not counted. The step depends on how much is seen,
+    so the mean is over several masks."""
+    phase = build(arm, 1000, seed)
+    settings = arm.pretrain_config(1000)
+    engine = PlainEngine(phase, build_adamw(phase, settings.lr, settings.weight_decay), torch.device("cpu"))
+    start = 0.0
+    for step in range(steps + 4):
+        if step == 4:
+            start = time.perf_counter()
+        batch = source.batch(torch.arange(settings.batch) + step * settings.batch)
+        engine.update([replace(batch, place=(step, 0))], 1e-6)
+        phase.after_update(step + 1)
+    return (time.perf_counter() - start) / steps
+
+
+def run_arm(
+    name: str, arm: Arm, seed: int, work: Path, seconds: float, steps: int | None, choice: bool
+) -> dict[str, Any]:
+    """Train (or leave at random init) and measure one arm; `choice`: only what settings are chosen by."""
+    folder = work / name.replace("/", "_") / f"seed{seed}"
+    plan_file, result = folder / "plan.json", {"name": name, "seed": seed}
+    torch.set_num_threads(1)
+    if arm.pretrain is None:
+        phase = build(arm, 1, seed)
+    else:
+        pretrain = clips(work, "pretrain")
+        source = MemoryClips(pretrain.video, pretrain.label)
+        if not plan_file.is_file():
+            rate = seconds_per_step(arm, source, seed)
+            write_json(plan_file, {"seconds_per_step": rate, "steps": steps or max(20, int(seconds / rate))})
+        plan = read_json(plan_file)
+        phase = build(arm, plan["steps"], seed)
+        config = arm.pretrain_config(plan["steps"])
+        engine = PlainEngine(phase, build_adamw(phase, config.lr, config.weight_decay), torch.device("cpu"))
+        start = time.perf_counter()
+        metrics = fit(engine, len(source), source.batch, fit_settings(config, seed), folder, name=f"{name} {seed}")
+        spent = time.perf_counter() - start
+        result |= {"steps": plan["steps"], "seconds_last_start": round(spent, 1), "last": metrics}
+        result |= {"clips_per_s": config.batch / plan["seconds_per_step"]}
+        result |= {"planned_seconds": round(plan["steps"] * plan["seconds_per_step"], 1)}
+    if choice:
+        return result | measure_choice(phase, {part: clips(work, part) for part in ("train", "validation")})
+    return result | measure(phase, arm, {part: clips(work, part) for part in ("train", "validation", "test")})
+
+
+def spawn(group: str, name: str, seed: int, args: argparse.Namespace, core: int) -> subprocess.Popen:
+    line = [sys.executable, __file__, "--group", group, "--one", name, "--seed", str(seed), "--work", str(args.work)]
+    line += ["--seconds", str(args.seconds), *(["--steps", str(args.steps)] if args.steps else [])]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "CI": "true"}
+    cores = sorted(os.sched_getaffinity(0))
+    pinned = {cores[core % len(cores)]}
+    return subprocess.Popen(line, env=environment, preexec_fn=lambda: os.sched_setaffinity(0, pinned))
+
+
+def run_all(group: str, args: argparse.Namespace) -> dict[str, list[dict[str, Any]]]:
+    """All arms × seeds, `jobs` at a time, one core each; those with a result file are kept."""
+    names = [n for n in GROUPS[group] if not args.only or n in args.only]
+    todo = [(n, s) for s in range(args.seeds) for n in names if not result_file(args.work, n, s).is_file()]
+    running: dict[int, tuple[subprocess.Popen, str]] = {}
+    while todo or running:
+        for core in range(args.jobs):
+            if core in running and running[core][0].poll() is not None:
+                process, label = running.pop(core)
+                if process.returncode:
+                    raise SystemExit(f"{label} failed with exit code {process.returncode}")
+            if core not in running and todo:
+                name, seed = todo.pop(0)
+                say(f"{datetime.datetime.now():%H:%M} {name} seed {seed}")
+                running[core] = (spawn(group, name, seed, args, core), f"{name} seed {seed}")
+        time.sleep(0.5)
+    return {n: [read_json(result_file(args.work, n, s)) for s in range(args.seeds)] for n in names}
+
+
+def result_file(work: Path, name: str, seed: int) -> Path:
+    return work / "results" / f"{name.replace('/', '_')}_{seed}.json"
+
+
+def collect(results: dict[str, list[dict[str, Any]]]) -> dict[str, dict[str, Any]]:
+    """Per arm: a value per seed of every measure."""
+    arms = {}
+    for name, rows in results.items():
+        keys = {k for row in rows for k, v in row.items() if isinstance(v, (int, float, list, type(None)))}
+        arms[name] = {key: [row.get(key) for row in rows] for key in sorted(keys - {"seed"})}
+    return arms
+
+
+def show(arms: dict[str, dict[str, Any]]) -> None:
+    def mean(values: list[Any], digits: int) -> str:
+        known = [v for v in values if isinstance(v, (int, float))]
+        return f"{sum(known) / len(known):.{digits}f}" if known else "–"
+
+    columns = {
+        "validation": 3,
+        "linear": 3,
+        "probe": 3,
+        "shuffled": 3,
+        "skill": 2,
+        "rankme": 1,
+        "tokens": 1,
+        "steps": 0,
+    }
+    rows = [[n, *(mean(a.get(k, []), d) for k, d in columns.items())] for n, a in arms.items()]
+    for line in table(rows, ["arm", *columns]):
+        say(line)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--work", type=Path, default=Path("outputs/learning"))
+    parser.add_argument("--group", choices=GROUPS, default="main")
+    parser.add_argument("--only", nargs="+", help="these arms alone")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--seconds", type=float, default=1200.0, help="wall clock an arm, by its measured speed")
+    parser.add_argument("--steps", type=int, help="updates an arm, instead of --seconds")
+    parser.add_argument("--jobs", type=int, default=2, help="arms at a time, one core each")
+    parser.add_argument("--one", help=argparse.SUPPRESS)
+    parser.add_argument("--seed", type=int, default=0, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    args.work.mkdir(parents=True, exist_ok=True)
+    if args.one:
+        arm = GROUPS[args.group][args.one]
+        result = run_arm(args.one, arm, args.seed, args.work, args.seconds, args.steps, args.group == "sweep")
+        write_json(result_file(args.work, args.one, args.seed), result)
+        return
+    for part in PARTS:
+        clips(args.work, part)
+    arms = collect(run_all(args.group, args))
+    if args.group == "main" and not args.only:
+        pixels = raw_pixels({part: clips(args.work, part) for part in ("train", "validation", "test")})
+        arms["raw_pixels"] = {key: [value] * args.seeds for key, value in pixels.items()}
+    show(arms)
+    if args.out:
+        trained = [a for a in arms.values() if any(isinstance(v, float) for v in a.get("shuffled", []))]
+        shuffled = {k: v["shuffled"] for k, v in arms.items() if v in trained}
+        about = {"labels": LABELS, "seconds": args.seconds, "steps": args.steps, "chance": 1 / CLASSES}
+        about |= {
+            "shuffled": shuffled,
+            "clips": CLIPS | {"parts": PARTS},
+            "threads_an_arm": 1,
+            "arms_at_a_time": args.jobs,
+        }
+        about |= {"arms": arms, "command": " ".join(["python", *sys.argv])}
+        about |= {"machine": f"{platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}"}
+        write_json(args.out, json.loads(json.dumps(about | {"date": datetime.date.today().isoformat()})))
+        say(f"-> {args.out}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,79 @@
+"""The arms of bench/learning.py: what is trained, on which clips, and how long."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from polyspace.config import validate
+from polyspace.train.pretrain import EncoderConfig, PretrainConfig
+
+CLASSES, LABELS = 6, 512
+CLIPS = {"frames": 12, "size": 48, "classes": CLASSES, "objects": (1, 2)}
+# part -> (clips, seed): no clip is in two parts
+PARTS = {"train": (LABELS, 1), "validation": (1000, 4), "test": (2000, 2), "pretrain": (20000, 3)}
+TUBELET = {"arch": "tubelet", "preset": "tiny"}
+HNET = {"arch": "hnet", "preset": "tiny"}
+TUBELET_STEP: dict[str, Any] = {"variance_weight": 0.5, "covariance_weight": 0.02}
+HNET_STEP: dict[str, Any] = {"variance_weight": 0.5, "covariance_weight": 0.02}
+FIXED_STEPS = 3  # steps a chunk of the fixed grid: about the mean number of tokens that the gate chooses
+
+
+@dataclass(frozen=True)
+class Arm:
+    """encoder and pretrain are changes of the defaults; `pretrain` None leaves the encoder at random init."""
+
+    encoder: dict[str, Any]
+    pretrain: dict[str, Any] | None = field(default_factory=dict)
+    supervised: bool = False
+
+    def encoder_config(self) -> EncoderConfig:
+        return validate(EncoderConfig, self.encoder)
+
+    def pretrain_config(self, steps: int) -> PretrainConfig:
+        fixed = {"steps": steps, "save_every": 250, "log_every": 25}
+        return validate(PretrainConfig, (self.pretrain or {}) | fixed)
+
+
+ARMS = {
+    "random_hnet": Arm(HNET, None),
+    "random_tubelet": Arm(TUBELET, None),
+    "tubelet_vjepa": Arm(TUBELET, TUBELET_STEP),
+    "hnet_vjepa": Arm(HNET, HNET_STEP),
+    "hnet_fixed": Arm(HNET | {"fixed": FIXED_STEPS}, HNET_STEP),
+    "supervised": Arm(HNET, {}, supervised=True),
+}
+
+# one change each from hnet_vjepa
+ABLATIONS = {
+    "hard_assignment": Arm(HNET | {"soft": False}, HNET_STEP),
+    "mean_pooling": Arm(HNET | {"learned_pooling": False}, HNET_STEP),
+    "no_size_positions": Arm(HNET | {"adaptive_positions": False}, HNET_STEP),
+    "tubelet_stem": Arm(HNET | {"stem": "tubelet"}, HNET_STEP),
+    "no_cell_attention": Arm(HNET | {"cell_depth": 0}, HNET_STEP),
+    "no_variance": Arm(HNET, HNET_STEP | {"variance_weight": 0.0, "covariance_weight": 0.0}),
+    "no_ratio": Arm(HNET, HNET_STEP | {"ratio_weight": 0.0}),
+    "energy_per_cell": Arm(HNET, HNET_STEP | {"per_chunk": False}),
+    "context_loss": Arm(HNET, HNET_STEP | {"context_weight": 0.5}),
+    "vicregl": Arm(HNET, HNET_STEP | {"vicregl_weight": 0.01}),
+    "half_tubes": Arm(HNET, HNET_STEP | {"future_share": 0.5}),
+    "tubes_only": Arm(HNET, HNET_STEP | {"future_share": 0.0}),
+    "whole_future": Arm(HNET, HNET_STEP | {"horizon": 0}),
+    "chunk_targets": Arm(HNET, HNET_STEP | {"target": "chunk"}),
+    "budgets": Arm(HNET, HNET_STEP | {"budgets": [0.08, 0.5]}),
+}
+
+# the same number of settings for both; chosen on the validation part
+_TRIES: dict[str, dict[str, Any]] = {
+    "base": {},
+    "lr_low": {"lr": 5e-4},
+    "lr_high": {"lr": 2e-3},
+    "ema_fast": {"ema": [0.98, 0.98]},
+    "ema_slow": {"ema": [0.996, 0.996]},
+    "no_variance": {"variance_weight": 0.0, "covariance_weight": 0.0},
+    "horizon_1": {"horizon": 1},
+    "batch_16": {"batch": 16},
+}
+SWEEP = {
+    f"{name}/{change}": Arm(encoder, step | extra)
+    for name, encoder, step in (("tubelet_vjepa", TUBELET, TUBELET_STEP), ("hnet_vjepa", HNET, HNET_STEP))
+    for change, extra in _TRIES.items()
+}

@@ -1,0 +1,143 @@
+"""What bench/learning.py measures of an arm: probes, controls, tokens, cost, and what the chunks follow."""
+
+from typing import Any
+
+import torch
+from learning_arms import CLASSES, Arm
+from scipy.stats import spearmanr
+from sklearn.metrics import adjusted_rand_score
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from polyspace.data.batch import VideoBatch
+from polyspace.data.moving import MovingClips, motion_of, normalise
+from polyspace.models.vjepa.vit import Encoded, HNetViT, TubeletViT
+from polyspace.train.jepa import JepaPhase
+from polyspace.train.probing import Part, attentive_probe, linear_probe
+from polyspace.train.supervised import SupervisedPhase
+from polyspace.utils.monitor import effective_rank
+
+BUDGETS = (12, 24, 36, 54, 72)
+
+
+@torch.no_grad()
+def features(
+    encoder: HNetViT | TubeletViT, clips: MovingClips, num_chunks: int | None = None, shuffle: bool = False
+) -> Part:
+    """Tokens and their mean over real ones, in blocks of 100 clips; `shuffle` puts each clip's frames in random
+    order."""
+    tokens, valid, generator = [], [], torch.Generator().manual_seed(0)
+    for block in clips.video.split(100):
+        if shuffle:
+            order = torch.rand(len(block), block.shape[1], generator=generator).argsort(1)
+            block = block[torch.arange(len(block))[:, None], order]
+        e = encode(encoder, normalise(block), num_chunks)
+        tokens.append(e.tokens)
+        valid.append(e.valid)
+    longest = max(t.shape[1] for t in tokens)
+    padded = torch.cat([torch.nn.functional.pad(t, (0, 0, 0, longest - t.shape[1])) for t in tokens])
+    mask = torch.cat([torch.nn.functional.pad(v, (0, longest - v.shape[1])) for v in valid])
+    pooled = (padded * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)
+    return Part(pooled, clips.label, padded, mask)
+
+
+def encode(encoder: HNetViT | TubeletViT, video: Tensor, num_chunks: int | None = None) -> Encoded:
+    return encoder.encode(video, None, num_chunks) if isinstance(encoder, HNetViT) else encoder.encode(video)
+
+
+def target_of(phase: JepaPhase | SupervisedPhase) -> HNetViT | TubeletViT:
+    return phase.target.model if isinstance(phase, JepaPhase) else phase.encoder
+
+
+def measure_choice(phase: JepaPhase | SupervisedPhase, clips: dict[str, MovingClips]) -> dict[str, Any]:
+    """What a setting is chosen by: the linear probe on the validation part. The test part is not touched."""
+    encoder = target_of(phase.eval())
+    fit, choose = (features(encoder, clips[part]) for part in ("train", "validation"))
+    tokens = None if choose.valid is None else choose.valid.sum(1).double().mean().item()
+    score = linear_probe(fit, choose, choose, CLASSES)
+    return {"validation": score, "rankme": effective_rank(choose.pooled).item(), "tokens": tokens}
+
+
+def measure(phase: JepaPhase | SupervisedPhase, arm: Arm, clips: dict[str, MovingClips]) -> dict[str, Any]:
+    """Everything that the table holds, from the last state of the arm's (target) encoder."""
+    encoder = target_of(phase.eval())
+    fit, choose, test = (features(encoder, clips[part]) for part in ("train", "validation", "test"))
+    out: dict[str, Any] = {
+        "linear": linear_probe(fit, choose, test, CLASSES),
+        "validation": linear_probe(fit, choose, choose, CLASSES),
+        "probe": attentive_probe(fit, choose, test, CLASSES),
+        "rankme": effective_rank(test.pooled).item(),
+        "tokens": test.valid.sum(1).double().mean().item() if test.valid is not None else None,
+        "flops_per_clip": flops(encoder, clips["test"].video[:16]),
+        "skill": skill(phase, clips["test"]) if isinstance(phase, JepaPhase) and arm.pretrain is not None else None,
+    }
+    mixed = [features(encoder, clips[part], shuffle=True) for part in ("train", "validation", "test")]
+    out["shuffled"] = linear_probe(mixed[0], mixed[1], mixed[2], CLASSES)
+    if isinstance(encoder, HNetViT) and encoder.routing.gate is not None:
+        out |= chunk_measures(encoder, clips["test"])
+        out["budget_tokens"], out["budget_linear"] = [], []
+        for budget in BUDGETS:
+            parts = [features(encoder, clips[part], budget) for part in ("train", "validation", "test")]
+            out["budget_tokens"].append(budget)
+            out["budget_linear"].append(linear_probe(parts[0], parts[1], parts[2], CLASSES))
+    return out
+
+
+@torch.no_grad()
+def skill(phase: JepaPhase, clips: MovingClips) -> float:
+    """1 − E(prediction) / E(median per position), mean over test batches with the run's own kind of masks."""
+    values = []
+    every = phase.settings.monitor_every
+    for number, block in enumerate(clips.video[:512].split(64)):
+        place = ((number + 1) * every - 1 + 10**6 * every, 0)
+        values.append(phase(VideoBatch(video=normalise(block), place=place)).metrics["skill"])
+    return torch.stack(values).mean().item()
+
+
+@torch.no_grad()
+def flops(encoder: HNetViT | TubeletViT, video: Tensor) -> float:
+    """FLOPs of encoding one clip, 2 a multiply-add, mean over some clips (one at a time: no padding)."""
+    counter = FlopCounterMode(display=False)
+    with sdpa_kernel(SDPBackend.MATH), counter:
+        for clip in normalise(video):
+            encode(encoder, clip[None])
+    return counter.get_total_flops() / len(video)
+
+
+@torch.no_grad()
+def chunk_measures(encoder: HNetViT, clips: MovingClips, count: int = 100) -> dict[str, float]:
+    """Over held-out clips: Spearman(M, motion); chunks of a still clip against the busiest tenth; adjusted Rand index
+    of cells' chunks and objects (cells by majority), beside that of the grid."""
+    video = clips.video[:count]
+    e = encoder.encode(normalise(video))
+    assert e.chunks is not None and clips.mask is not None
+    number = e.valid.sum(1).double()
+    motion = motion_of(video).double()
+    still = encoder.encode(normalise(video[:, :1].expand_as(video)))
+    busy = number[motion.argsort(descending=True)[: count // 10]].mean()
+    t, h, w = e.cells.grid
+    cells = clips.mask[:count].view(count, t, -1, h, encoder.unit, w, encoder.unit).float().mean((2, 4, 6)) > 0.5
+    owner = e.chunks.assignment.argmax(-1)
+    truth = cells.flatten(1)
+    ours = [float(adjusted_rand_score(c, o)) for o, c in zip(owner, truth, strict=True) if c.any()]
+    grid = [float(adjusted_rand_score(c, torch.arange(len(c)))) for c in truth if c.any()]
+    return {
+        "spearman_motion": float(spearmanr(number, motion).statistic),
+        "still_over_busy": (still.valid.sum(1).double().mean() / busy).item(),
+        "ari": sum(ours) / len(ours),
+        "ari_grid": sum(grid) / len(grid),
+    }
+
+
+def raw_pixels(clips: dict[str, MovingClips]) -> dict[str, Any]:
+    """Probes on pixels: 4×4 means of every frame as one vector, and cells' pixels as tokens."""
+    parts = []
+    for part in ("train", "validation", "test"):
+        video = normalise(clips[part].video)
+        n, t, s, _, _ = video.shape
+        small = video.view(n, t, s // 4, 4, s // 4, 4, 3).mean((3, 5)).flatten(1)
+        cells = video.view(n, t // 2, 2, s // 8, 8, s // 8, 8, 3).permute(0, 1, 3, 5, 2, 4, 6, 7)
+        parts.append(Part(small, clips[part].label, cells.reshape(n, (t // 2) * (s // 8) ** 2, -1)))
+    linear = linear_probe(parts[0], parts[1], parts[2], CLASSES)
+    return {"linear": linear, "probe": attentive_probe(parts[0], parts[1], parts[2], CLASSES, epochs=20), "skill": None}

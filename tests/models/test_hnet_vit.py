@@ -133,6 +133,20 @@ def test_a_budget_gives_as_many_chunks(budget):
     assert torch.allclose(f.assignment.sum(-1), torch.ones(3, 48), atol=1e-5)
 
 
+def test_a_small_budget_merges_what_is_alike_and_keeps_what_moves():
+    """A plain ground with one moving patch: the ground becomes few chunks, the patch's cells don't join them."""
+    video = torch.zeros(1, T, S, S, 3)
+    for t in range(T):
+        video[:, t, 8:16, 4 * t : 4 * t + 8] = 3.0
+    model = encoder(stem="tubelet", cell_depth=0)
+    f = model(video, num_chunks=14)
+    owner = f.assignment[0].argmax(-1).view(GRID)
+    assert f.num_chunks[0] == 14
+    ground = torch.cat([owner[:, 0].flatten(), owner[:, 2:].flatten()])
+    patch = torch.stack([owner[t, 1, (2 * t * 4) // U] for t in range(3)])
+    assert not set(patch.tolist()) & set(ground.tolist())
+
+
 def test_a_budget_of_less_than_one_is_refused():
     with pytest.raises(ValueError, match="at least 1"):
         encoder()(clips(), num_chunks=0)

@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float, Int
+import torch.nn.functional as F
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from polyspace.models.hnet.encoder import Cells, take_rows
@@ -31,10 +32,17 @@ class LearnedAttentionPooling(nn.Module):
     """
 
     def __init__(
-        self, dim: int, heads: int, learned: bool = True, neighbours: int = 4, pull: float = 1.0, select: bool = False
+        self,
+        dim: int,
+        heads: int,
+        learned: bool = True,
+        neighbours: int = 4,
+        pull: float = 1.0,
+        temperature: float = 0.1,
+        select: bool = False,
     ) -> None:
         super().__init__()
-        self.heads, self.neighbours, self.pull = heads, neighbours, pull
+        self.heads, self.neighbours, self.pull, self.temperature = heads, neighbours, pull, temperature
         self.query = nn.Linear(dim, heads, bias=False) if learned else None
         if self.query is not None:
             nn.init.zeros_(self.query.weight)
@@ -79,34 +87,29 @@ class LearnedAttentionPooling(nn.Module):
         total = (a @ weight).clamp_min(1e-12)
         return ((a @ weighted.flatten(2)).unflatten(-1, (self.heads, -1)) / total[..., None]).flatten(2)
 
-    def priority(self, cells: Cells, routing: Routing) -> Float[Tensor, "B M"]:
-        """Which chunks to keep: the learned score where selection is learned, else p of the chunk's head, and for the
-        first of a column, which has no p, how much it differs from the mean of all heads."""
-        head = routing.head
-        heads = take_rows(cells.x, head)
+    def priority(self, routing: Routing) -> Float[Tensor, "B M"]:
+        """Which chunks to keep: the learned score where selection is learned, else p of the chunk's first cell."""
         if self.score is not None:
-            return self.score(take_rows(routing.fine, head)).squeeze(-1)
-        use = routing.valid[..., None]
-        mean = torch.where(use, heads, 0).sum(1, keepdim=True) / use.sum(1, keepdim=True).clamp_min(1)
-        novelty = (1 - torch.cosine_similarity(heads - mean, mean.expand_as(heads), dim=-1)) / 2
-        return torch.where(routing.judged.gather(1, head), routing.prob.gather(1, head), novelty)
+            return self.score(take_rows(routing.fine, routing.head)).squeeze(-1)
+        return routing.prob.gather(1, routing.head)
 
     def merge(
         self, cells: Cells, routing: Routing, assignment: Float[Tensor, "B V M"], num_chunks: int
     ) -> tuple[Float[Tensor, "B M S"], Bool[Tensor, "B S"]]:
         """Slots -> kept slots: kept ones map to themselves, the others to the `neighbours` nearest kept ones with
-        weights softmax(⟨z_r, z_k⟩/√D − pull·distance²), distance in cells between centroids (a k-NN graph)."""
+        weights softmax(cos(z_r, z_k)/temperature − pull·distance²): z means of the cells' own features, as in the gate,
+        distance in cells between centroids (a k-NN graph)."""
         mass = assignment.sum(1).clamp_min(1e-6)[..., None]
-        z = assignment.transpose(1, 2) @ routing.fine / mass
+        z = F.normalize(assignment.transpose(1, 2) @ cells.x / mass, dim=-1)
         place = assignment.transpose(1, 2) @ cells.coords.to(z.dtype) / mass
-        score = self.priority(cells, routing)
+        score = self.priority(routing)
         ranked = torch.where(routing.valid, score.detach(), float("-inf"))
         kept = ranked.topk(num_chunks, dim=1).indices.sort(1).values  # (B,S)
         kept_valid = routing.valid.gather(1, kept)
-        logits = z @ take_rows(z, kept).transpose(1, 2) / z.shape[-1] ** 0.5
+        logits = z @ take_rows(z, kept).transpose(1, 2) / self.temperature
         distance = torch.cdist(place.float(), take_rows(place, kept).float()).square()
         if self.score is not None:  # a straight-through gate lets the score learn
-            logits = logits + torch.nn.functional.logsigmoid(score.gather(1, kept))[:, None]
+            logits = logits + F.logsigmoid(score.gather(1, kept))[:, None]
         logits = (logits - self.pull * distance).masked_fill(~kept_valid[:, None], float("-inf"))
         near = distance.masked_fill(~kept_valid[:, None], float("inf"))
         bound = near.topk(min(self.neighbours, num_chunks), dim=-1, largest=False).values[..., -1:]
@@ -118,8 +121,3 @@ class LearnedAttentionPooling(nn.Module):
         own[torch.arange(len(kept), device=kept.device)[:, None], kept, slot] = 1
         is_kept = torch.zeros_like(routing.valid).scatter(1, kept, kept_valid)
         return torch.where(is_kept[..., None], own, weights).to(assignment.dtype), kept_valid
-
-
-def gather_tokens(tokens: Float[Tensor, "B M D"], slots: Int[Tensor, "B K"]) -> Float[Tensor, "B K D"]:
-    """Tokens of chosen slots."""
-    return take_rows(tokens, slots)

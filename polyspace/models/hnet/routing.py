@@ -42,7 +42,8 @@ class Routing:
     fine (B,V,D): contextualised cells. own, before (B,V): slot of a cell's chunk, and of the chunk before it in the
     same column (its own where there is none). share (B,V): weight of `own` against `before`, 1 for hard assignment.
     head (B,M): row of each chunk's first cell; valid (B,M). boundary, prob, judged (B,V): the decisions, and where
-    there was one to make (cells with a visible cell before them).
+    there was one to make (cells with a visible cell before them; for the others prob says how much they differ from
+    the visible cells beside them, 1 where there are none).
     """
 
     fine: Float[Tensor, "B V D"]
@@ -102,8 +103,8 @@ class SparseRouting(nn.Module):
         self.soft, self.fixed = soft, fixed
 
     def forward(self, cells: Cells, num_chunks: int | None = None) -> Routing:
-        """`num_chunks`: boundaries are cut until so many chunks are there (or no cell is left), most probable first;
-        never below one chunk a visible column, which is for the downsampler to merge."""
+        """`num_chunks`: where the content asks for fewer, more boundaries are cut, most probable first, until so many
+        chunks are there (or no cell is left). Surplus chunks are for the downsampler to merge."""
         x = cells.x
         if len(self.blocks):
             x = x + sincos_code(cells.coords, x.shape[-1])
@@ -111,29 +112,45 @@ class SparseRouting(nn.Module):
         for block in self.blocks:
             x = block(x, cells.grid, cells.index, pad)
         fine = torch.where(cells.valid[..., None], self.norm(x), 0)
-        before, judged = previous_rows(cells)
+        _, h, w = cells.grid
+        before, judged = neighbour_rows(cells, h * w, cells.index >= h * w)
         if self.gate is not None:
-            prob = torch.where(judged, self.gate(take_rows(cells.x, before), cells.x), 1.0)
+            prob = torch.where(judged, self.gate(take_rows(cells.x, before), cells.x), self.sideways(cells))
             boundary = prob >= 0.5
             if num_chunks is not None:
-                boundary = most_probable(prob, judged, cells.valid, num_chunks)
+                boundary = boundary | most_probable(prob, judged, cells.valid, num_chunks)
         else:
             boundary = (cells.index // (cells.grid[1] * cells.grid[2])) % (self.fixed or 1) == 0
             prob = boundary.to(x.dtype)
         boundary = (boundary | ~judged) & cells.valid
         return group(fine, cells, before, judged, boundary, prob, self.soft and self.gate is not None)
 
+    def sideways(self, cells: Cells) -> Float[Tensor, "B V"]:
+        """The gate between a cell and the visible ones to its left and above: the smaller p, 1 without any. It ranks
+        the first chunks of columns when a budget makes some of them merge."""
+        assert self.gate is not None
+        _, h, w = cells.grid
+        prob = torch.ones_like(cells.x[..., 0])
+        for back, inside in ((1, cells.index % w > 0), (w, cells.index // w % h > 0)):
+            beside, there = neighbour_rows(cells, back, inside)
+            p = self.gate(take_rows(cells.x, beside), cells.x)
+            prob = torch.where(there, torch.minimum(prob, p), prob)
+        return prob
 
-def previous_rows(cells: Cells) -> tuple[Int[Tensor, "B V"], Bool[Tensor, "B V"]]:
-    """Row of the cell one step earlier in the same column (the own row where there is none), and whether there is."""
+
+def neighbour_rows(
+    cells: Cells, back: int, inside: Bool[Tensor, "B V"]
+) -> tuple[Int[Tensor, "B V"], Bool[Tensor, "B V"]]:
+    """Row of the cell `back` grid places before each one (the own row where it isn't visible, or where `inside` is
+    False: it would lie across an edge), and whether it is there."""
     t, h, w = cells.grid
     b, v = cells.index.shape
     rows = torch.arange(v, device=cells.index.device).expand(b, -1)
     where = torch.full((b, t * h * w + 1), -1, device=rows.device, dtype=rows.dtype)
     where.scatter_(1, torch.where(cells.valid, cells.index, t * h * w), rows)
-    found = where[:, :-1].gather(1, (cells.index - h * w).clamp_min(0))
-    judged = cells.valid & (cells.index >= h * w) & (found >= 0)
-    return torch.where(judged, found, rows), judged
+    found = where[:, :-1].gather(1, (cells.index - back).clamp_min(0))
+    there = cells.valid & inside & (found >= 0)
+    return torch.where(there, found, rows), there
 
 
 def most_probable(

@@ -87,11 +87,23 @@ def one(kind: str, cells: int, repeats: int) -> dict[str, float]:
     return {"seconds": min(times[1:]), "peak_mib": memory}
 
 
+def measured(line: list[str], patience: float) -> dict[str, Any]:
+    """What the process printed, or why it did not."""
+    try:
+        done = subprocess.run(line, capture_output=True, text=True, timeout=patience)
+    except subprocess.TimeoutExpired:
+        return {"error": f"not done after {patience:.0f} s"}
+    if done.returncode:
+        return {"error": f"exit code {done.returncode}: {done.stderr[-200:]}"}
+    return json.loads(done.stdout)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path)
     parser.add_argument("--cells", type=int, nargs="+", default=list(GRIDS), choices=GRIDS)
     parser.add_argument("--kinds", nargs="+", default=list(KINDS), choices=KINDS)
+    parser.add_argument("--patience", type=float, default=300.0, help="seconds after which a measurement is given up")
     parser.add_argument("--one", nargs=2, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.one:
@@ -103,8 +115,7 @@ def main() -> None:
         row: dict[str, Any] = {"cells": cells, "grid": GRIDS[cells]}
         for kind in args.kinds:
             line = [sys.executable, __file__, "--one", kind, str(cells)]
-            done = subprocess.run(line, capture_output=True, text=True)
-            row[kind] = json.loads(done.stdout) if done.returncode == 0 else {"error": done.stderr[-300:]}
+            row[kind] = measured(line, args.patience)
         rows.append(row)
         say(f"{cells}: " + ", ".join(f"{k} {row[k].get('seconds', float('nan')):.3f} s" for k in args.kinds))
     shown = [

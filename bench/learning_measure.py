@@ -118,16 +118,34 @@ def chunk_measures(encoder: HNetViT, clips: MovingClips, count: int = 100) -> di
     busy = number[motion.argsort(descending=True)[: count // 10]].mean()
     t, h, w = e.cells.grid
     cells = clips.mask[:count].view(count, t, -1, h, encoder.unit, w, encoder.unit).float().mean((2, 4, 6)) > 0.5
-    owner = e.chunks.assignment.argmax(-1)
-    truth = cells.flatten(1)
-    ours = [float(adjusted_rand_score(c, o)) for o, c in zip(owner, truth, strict=True) if c.any()]
-    grid = [float(adjusted_rand_score(c, torch.arange(len(c)))) for c in truth if c.any()]
-    return {
+    out = {
         "spearman_motion": float(spearmanr(number, motion).statistic),
         "still_over_busy": (still.valid.sum(1).double().mean() / busy).item(),
-        "ari": sum(ours) / len(ours),
-        "ari_grid": sum(grid) / len(grid),
     }
+    for budget in (None, 24, 12):
+        part = e if budget is None else encoder.encode(normalise(video), None, budget)
+        assert part.chunks is not None
+        name = "ari" if budget is None else f"ari_{budget}"
+        out[name] = agreement(part.chunks.assignment.argmax(-1), cells.flatten(1))
+        out[f"{name}_grid"] = agreement(fixed_blocks((t, h, w), budget).expand(count, -1), cells.flatten(1))
+    return out
+
+
+def agreement(owner: Tensor, truth: Tensor) -> float:
+    """Mean adjusted Rand index of cells' chunks and objects, over clips that show an object."""
+    scores = [adjusted_rand_score(c, o) for o, c in zip(owner, truth, strict=True) if c.any()]
+    return float(sum(scores) / len(scores))
+
+
+def fixed_blocks(grid: tuple[int, int, int], budget: int | None) -> Tensor:
+    """The control without content: the grid's own cells, or about `budget` equal blocks of places over all time."""
+    t, h, w = grid
+    if budget is None:
+        return torch.arange(t * h * w)
+    rows = max(1, round(budget**0.5))
+    cols = max(1, budget // rows)
+    block = (torch.arange(h) * rows // h)[:, None] * cols + (torch.arange(w) * cols // w)[None]
+    return block.expand(t, h, w).flatten()
 
 
 def raw_pixels(clips: dict[str, MovingClips]) -> dict[str, Any]:

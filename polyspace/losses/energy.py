@@ -11,13 +11,15 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from polyspace.utils.misc import wide
+
 Kind = Literal["l1", "smooth_l1", "l2", "cosine"]
 
 
 def energy(x: Float[Tensor, "*N D"], y: Float[Tensor, "*N D"], kind: Kind = "l1") -> Float[Tensor, "*N"]:
     """E(x, y) per item: mean over D of |x − y| (l1), its Huber form with a unit knee (smooth_l1), of (x − y)² (l2), or
     1 − cos(x, y). V-JEPA 2 uses l1 (arXiv 2506.09985, section 2.1)."""
-    x, y = _wide(x), _wide(y)
+    x, y = wide(x), wide(y)
     if kind == "l1":
         return (x - y).abs().mean(-1)
     if kind == "smooth_l1":
@@ -63,7 +65,3 @@ def aligned_energy_loss(
     gap = torch.relu(margin + pair[:, None] - energy(left, right, kind))
     others = ~torch.eye(n, dtype=torch.bool, device=a.device)
     return pair.mean() + gap[others].mean()
-
-
-def _wide(x: Tensor) -> Tensor:
-    return x if x.dtype in (torch.float32, torch.float64) else x.float()

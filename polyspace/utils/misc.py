@@ -64,6 +64,17 @@ def masked_mean(x: Float[Tensor, "B N D"], valid: Bool[Tensor, "B N"]) -> Float[
     return torch.where(valid[..., None], x, 0).sum(1) / weight.sum(1).clamp_min(1)
 
 
+def full_precision(x: Tensor) -> torch.autocast:
+    """A scope in which autocast does not narrow what is computed on x's device: for sums of coordinates and decisions
+    near a threshold, which bf16 is too coarse for."""
+    return torch.autocast(x.device.type, enabled=False)
+
+
+def wide(x: Tensor) -> Tensor:
+    """x in fp32, or as it is if it is wider."""
+    return x if x.dtype == torch.float64 else x.float()
+
+
 def straight_through(hard: Tensor, soft: Tensor) -> Tensor:
     """The value of `hard` with the gradient of `soft`."""
     return hard.detach() + (soft - soft.detach())

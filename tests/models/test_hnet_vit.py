@@ -232,3 +232,13 @@ def test_a_column_sees_its_past_only_and_stands_still_when_its_pixels_do():
     assert torch.equal(stem(later).x[:, :32], stem(video).x[:, :32])
     still = stem(video[:, :1].expand(-1, T, -1, -1, -1)).x.view(1, 3, 16, 16)
     assert torch.allclose(still[:, 0], still[:, 2], atol=1e-6)
+
+
+def test_places_and_decisions_stay_fp32_under_autocast():
+    model, video = encoder(), clips()
+    plain = model.encode(video)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        rough = model.encode(video)
+    assert rough.centroids.dtype == torch.float32 and rough.routing.prob.dtype == torch.float32
+    assert rough.centroids.shape == plain.centroids.shape
+    assert torch.allclose(rough.sizes, plain.sizes, atol=0.1)

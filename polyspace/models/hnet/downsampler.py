@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from polyspace.models.hnet.encoder import Cells, take_rows
 from polyspace.models.hnet.routing import Routing
+from polyspace.utils.misc import full_precision
 
 
 @dataclass(frozen=True)
@@ -59,11 +60,10 @@ class LearnedAttentionPooling(nn.Module):
         assignment, valid = routing.assignment(cells.valid), routing.valid
         if num_chunks is not None and valid.shape[1] > num_chunks:
             merged, valid = self.merge(cells, routing, assignment, num_chunks)
-            assignment = assignment @ merged
+            with full_precision(assignment):
+                assignment = assignment @ merged
         tokens = self.pool(routing.fine, assignment, saliency)
-        mass = assignment.sum(1)
-        places = cells.coords.to(mass.dtype)
-        centroids = torch.einsum("bvm,bvc->bmc", assignment, places) / mass.clamp_min(1e-6)[..., None]
+        mass, centroids = self.places(cells, assignment)
         keep = valid[..., None]
         return Chunks(
             torch.where(keep, tokens, 0),
@@ -72,6 +72,15 @@ class LearnedAttentionPooling(nn.Module):
             valid,
             assignment,
         )
+
+    def places(
+        self, cells: Cells, assignment: Float[Tensor, "B V M"]
+    ) -> tuple[Float[Tensor, "B M"], Float[Tensor, "B M 3"]]:
+        """Cells a slot stands for, and their mean place, in fp32 or wider."""
+        with full_precision(assignment):
+            mass = assignment.sum(1)
+            coords = cells.coords.to(assignment.dtype)
+            return mass, assignment.transpose(1, 2) @ coords / mass.clamp_min(1e-6)[..., None]
 
     def pool(
         self, fine: Float[Tensor, "B V D"], assignment: Float[Tensor, "B V M"], saliency: Float[Tensor, "B V"] | None
@@ -99,9 +108,10 @@ class LearnedAttentionPooling(nn.Module):
         """Slots -> kept slots: kept ones map to themselves, the others to the `neighbours` nearest kept ones with
         weights softmax(cos(z_r, z_k)/temperature − pull·distance²): z means of the cells' own features, as in the gate,
         distance in cells between centroids (a k-NN graph)."""
-        mass = assignment.sum(1).clamp_min(1e-6)[..., None]
-        z = F.normalize(assignment.transpose(1, 2) @ cells.x / mass, dim=-1)
-        place = assignment.transpose(1, 2) @ cells.coords.to(z.dtype) / mass
+        mass, place = self.places(cells, assignment)
+        with full_precision(assignment):
+            mean = assignment.transpose(1, 2) @ cells.x.to(assignment.dtype) / mass.clamp_min(1e-6)[..., None]
+        z = F.normalize(mean, dim=-1)
         score = self.priority(routing)
         ranked = torch.where(routing.valid, score.detach(), float("-inf"))
         kept = ranked.topk(num_chunks, dim=1).indices.sort(1).values  # (B,S)

@@ -29,8 +29,8 @@ class Cells:
 
     @property
     def coords(self) -> Float[Tensor, "B V 3"]:
-        """(time, row, column) of each cell's centre, in cells; 0 … n − 1 along each axis."""
-        return cell_coords(self.index, self.grid).to(self.x.dtype)
+        """(time, row, column) of each cell's centre, in cells; 0 … n − 1 along each axis; fp32 whatever x is."""
+        return cell_coords(self.index, self.grid)
 
 
 def cell_coords(index: Int[Tensor, "B V"], grid: Grid) -> Float[Tensor, "B V 3"]:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from polyspace.models.hnet.encoder import Cells, take_rows
 from polyspace.models.hnet.sparse_attention import NativeSparseAttention
 from polyspace.models.layers import Mlp, sincos_code
+from polyspace.utils.misc import full_precision, wide
 
 Grid = tuple[int, int, int]
 
@@ -80,8 +81,9 @@ class BoundaryGate(nn.Module):
         self.threshold, self.temperature = nn.Parameter(torch.tensor(threshold)), temperature
 
     def forward(self, before: Float[Tensor, "B V D"], now: Float[Tensor, "B V D"]) -> Float[Tensor, "B V"]:
-        similarity = F.cosine_similarity(self.before(before), self.now(now), dim=-1, eps=1e-6)
-        return ((self.threshold - similarity) / self.temperature).sigmoid()
+        with full_precision(now):
+            similarity = F.cosine_similarity(self.before(wide(before)), self.now(wide(now)), dim=-1, eps=1e-6)
+            return ((self.threshold - similarity) / self.temperature).sigmoid()
 
 
 class SparseRouting(nn.Module):
@@ -107,7 +109,7 @@ class SparseRouting(nn.Module):
         chunks are there (or no cell is left). Surplus chunks are for the downsampler to merge."""
         x = cells.x
         if len(self.blocks):
-            x = x + sincos_code(cells.coords, x.shape[-1])
+            x = x + sincos_code(cells.coords, x.shape[-1]).to(x.dtype)
         pad = None if bool(cells.valid.all()) else ~cells.valid
         for block in self.blocks:
             x = block(x, cells.grid, cells.index, pad)
@@ -121,7 +123,7 @@ class SparseRouting(nn.Module):
                 boundary = boundary | most_probable(prob, judged, cells.valid, num_chunks)
         else:
             boundary = (cells.index // (cells.grid[1] * cells.grid[2])) % (self.fixed or 1) == 0
-            prob = boundary.to(x.dtype)
+            prob = boundary.to(wide(x).dtype)
         boundary = (boundary | ~judged) & cells.valid
         return group(fine, cells, before, judged, boundary, prob, self.soft and self.gate is not None)
 
@@ -130,7 +132,7 @@ class SparseRouting(nn.Module):
         the first chunks of columns when a budget makes some of them merge."""
         assert self.gate is not None
         _, h, w = cells.grid
-        prob = torch.ones_like(cells.x[..., 0])
+        prob = torch.ones_like(wide(cells.x[..., 0]))
         for back, inside in ((1, cells.index % w > 0), (w, cells.index // w % h > 0)):
             beside, there = neighbour_rows(cells, back, inside)
             p = self.gate(take_rows(cells.x, beside), cells.x)

@@ -119,7 +119,7 @@ class TubeletViT(nn.Module):
 
     def encode(self, video: Float[Tensor, "B T H W 3"], hidden: Bool[Tensor, "B *t h w"] | None = None) -> Encoded:
         cells = self.stem(video, _flat(hidden, video, self.unit, self.unit_frames))
-        x = cells.x + sincos_code(cells.coords, self.dim)
+        x = cells.x + sincos_code(cells.coords, self.dim).to(cells.x.dtype)
         tokens = self.vit(x, None if hidden is None else ~cells.valid)
         return Encoded(tokens, cells.valid, cells.coords, cells.valid.to(tokens.dtype), cells)
 

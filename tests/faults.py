@@ -1,0 +1,148 @@
+"""Do the tests notice? Plants one fault at a time in a copy of the project and runs the tests that should fail.
+
+python tests/faults.py            all faults; exit code 1 if any goes unnoticed
+"""
+
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+REPOSITORY = Path(__file__).parents[1]
+MODELS, STEP = "tests/models", "tests/train/test_jepa.py"
+# what is wrong -> (file, right, wrong, tests)
+FAULTS = {
+    "EMA off": (
+        "models/ema.py",
+        "targets, sources, 1 - decay",
+        "targets, sources, 0.0",
+        f"{STEP} {MODELS}/test_layers.py",
+    ),
+    "EMA in bf16": (
+        "models/ema.py",
+        "copy.deepcopy(model).float()",
+        "copy.deepcopy(model)",
+        f"{MODELS}/test_layers.py",
+    ),
+    "mask ignored by the encoder": (
+        "train/jepa.py",
+        "video, masks.hidden, self._budget",
+        "video, None, self._budget",
+        STEP,
+    ),
+    "hidden frames not blanked": (
+        "models/hnet/column_resnet.py",
+        "transpose(1, 2).reshape(-1, t, 1), 0)",
+        "transpose(1, 2).reshape(-1, t, 1), 0) * 0 + columns",
+        f"{MODELS}/test_hnet_vit.py",
+    ),
+    "convolution sees the next frame": (
+        "models/hnet/column_resnet.py",
+        "torch.cat([x[:, :1], x[:, :1], x], 1)",
+        "torch.cat([x[:, :1], x, x[:, -1:]], 1)",
+        f"{MODELS}/test_hnet_vit.py",
+    ),
+    "padding attended to": (
+        "models/layers.py",
+        "torch.where(key_padding_mask, torch.finfo(dtype).min, bias)",
+        "torch.where(key_padding_mask, bias, bias)",
+        MODELS,
+    ),
+    "merge forgets the content": (
+        "models/hnet/downsampler.py",
+        "/ self.temperature",
+        "* 0",
+        f"{MODELS}/test_hnet_vit.py",
+    ),
+    "assignment not normalised": (
+        "models/hnet/routing.py",
+        "(1 - self.share)[..., None]",
+        "self.share[..., None]",
+        f"{MODELS}/test_hnet_vit.py",
+    ),
+    "pooling sums instead of averaging": (
+        "models/hnet/downsampler.py",
+        "/ total[..., None]",
+        "+ 0 * total[..., None]",
+        f"{MODELS}/test_hnet_vit.py",
+    ),
+    "target without its norm": (
+        "train/jepa.py",
+        "F.layer_norm(goal.float(), goal.shape[-1:]), weights",
+        "goal.float(), weights",
+        STEP,
+    ),
+    "gradient into the target": (
+        "losses/energy.py",
+        "energy(x, y.detach(), kind)",
+        "energy(x, y, kind)",
+        "tests/losses",
+    ),
+    "horizon ignored": ("train/masking.py", "hidden & (step < seen + self.horizon)", "hidden", STEP),
+    "mask depends on the rank": (
+        "train/masking.py",
+        "_generator(seed, step, first + i)",
+        "_generator(seed, step, i)",
+        STEP,
+    ),
+    "still chunks outweigh moving ones": ("train/jepa.py", "return hidden * share,", "return hidden * 1.0,", STEP),
+    "positions not centred in the variance": (
+        "losses/vicregl.py",
+        "torch.where(keep[..., None], wide - mean, 0)",
+        "torch.where(keep[..., None], wide, 0)",
+        "tests/losses",
+    ),
+    "ratio loss at half its target": (
+        "losses/auxiliaries.py",
+        "(ratio - 1) * share.detach()",
+        "ratio * share.detach()",
+        "tests/losses",
+    ),
+    "selection takes the worst blocks": (
+        "models/hnet/sparse_attention.py",
+        "logits.softmax(-1).mean(1).topk(",
+        "(-logits.softmax(-1).mean(1)).topk(",
+        f"{MODELS}/test_sparse_attention.py",
+    ),
+    "queries in another code than the context": (
+        "models/vjepa/predictor.py",
+        "sincos_code(query_places, self.width)",
+        "sincos_code(query_places + 1, self.width)",
+        STEP,
+    ),
+}
+
+
+def noticed(file: str, right: str, wrong: str, tests: str) -> bool:
+    """True when the tests fail with the fault in place."""
+    with tempfile.TemporaryDirectory() as scratch:
+        copy = Path(scratch) / "copy"
+        shutil.copytree(REPOSITORY, copy, ignore=shutil.ignore_patterns(".git", ".venv", "outputs", "*.pyc"))
+        path = copy / "polyspace" / file
+        text = path.read_text()
+        if text.count(right) != 1:
+            raise SystemExit(f"{file}: {right!r} stands there {text.count(right)} times, not once")
+        path.write_text(text.replace(right, wrong))
+        line = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *tests.split()]
+        return subprocess.run(line, cwd=copy, env=_environment(copy), capture_output=True).returncode == 1
+
+
+def _environment(copy: Path) -> dict[str, str]:
+    import os
+
+    return os.environ | {"PYTHONPATH": str(copy)}
+
+
+def main() -> int:
+    missed = 0
+    for name, fault in FAULTS.items():
+        seen = noticed(*fault)
+        missed += not seen
+        sys.stdout.write(f"{'noticed ' if seen else 'MISSED  '} {name}\n")
+        sys.stdout.flush()
+    return 1 if missed else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

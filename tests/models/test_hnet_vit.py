@@ -217,9 +217,14 @@ def test_coordinates_count_time_row_column():
     assert cell_coords(torch.tensor([[0, 5, 17 + 16]]), GRID).tolist() == [[[0, 0, 0], [0, 1, 1], [2, 0, 1]]]
 
 
-@pytest.mark.parametrize(("side", "stride", "spatial"), [(4, 1, 3), (8, 2, 3), (2, 2, 3), (1, 1, 1)])
-def test_the_matrix_of_a_convolution_is_the_convolution(side, stride, spatial, monkeypatch):
-    conv, x = CausalConv3d(3, 5, stride, spatial).double(), torch.randn(2, 4, side, side, 3, dtype=torch.float64)
+@pytest.mark.parametrize(
+    ("side", "stride", "spatial", "frames"), [(4, 1, 3, 3), (8, 2, 3, 1), (2, 2, 3, 3), (1, 1, 1, 3)]
+)
+def test_the_matrix_of_a_convolution_is_the_convolution(side, stride, spatial, frames, monkeypatch):
+    conv, x = (
+        CausalConv3d(3, 5, stride, spatial, frames).double(),
+        torch.randn(2, 4, side, side, 3, dtype=torch.float64),
+    )
     by_matrix = conv(x)
     monkeypatch.setattr(column_resnet, "MATRIX_VALUES", 0)
     assert torch.allclose(conv(x), by_matrix)

@@ -12,33 +12,34 @@ MATRIX_VALUES = 256
 
 
 class CausalConv3d(nn.Module):
-    """3×k×k convolution of (n,T,H,W,C) in a unit: zero padding in space; in time only before the clip (output t sees
-    ≤ t), by its first frame, so that what stands still has the same features at all times."""
+    """frames×k×k convolution of (n,T,H,W,C) in a unit: zero padding in space; in time only before the clip (output t
+    sees ≤ t), by its first frame, so that what stands still has the same features at all times."""
 
-    def __init__(self, into: int, out: int, stride: int = 1, spatial: int = 3) -> None:
+    def __init__(self, into: int, out: int, stride: int = 1, spatial: int = 3, frames: int = 3) -> None:
         super().__init__()
-        plain = nn.Conv3d(into, out, (3, spatial, spatial))
+        plain = nn.Conv3d(into, out, (frames, spatial, spatial))
         self.weight, self.bias = plain.weight, plain.bias
         self.stride, self.pad = stride, spatial // 2
 
     def forward(self, x: Float[Tensor, "n T H W C"]) -> Float[Tensor, "n T R S E"]:
         n, t, h, w, c = x.shape
-        x = torch.cat([x[:, :1], x[:, :1], x], 1)
+        taps = self.weight.shape[2]
+        x = torch.cat([x[:, :1]] * (taps - 1) + [x], 1)
         if h * w * c > MATRIX_VALUES:
             step, pad = (1, self.stride, self.stride), (0, self.pad, self.pad)
             return F.conv3d(x.permute(0, 4, 1, 2, 3), self.weight, self.bias, step, pad).permute(0, 2, 3, 4, 1)
         matrix, (r, s) = self.matrix(h, w)
         frames = x.flatten(2)
-        windows = torch.cat([frames[:, k : k + t] for k in range(3)], -1)  # (n, T, 3·H·W·C)
+        windows = torch.cat([frames[:, k : k + t] for k in range(taps)], -1)  # (n, T, taps·H·W·C)
         y = (windows @ matrix).view(n, t, r, s, -1)
         return y if self.bias is None else y + self.bias
 
     def matrix(self, h: int, w: int) -> tuple[Float[Tensor, "I O"], tuple[int, int]]:
         """The same linear map of an h×w unit as one matrix, (frame, row, column, channel) -> (row, column, channel)."""
         rows, cols = self._taps(h), self._taps(w)
-        kernel = self.weight[:, :, :, rows.clamp_min(0)] * (rows >= 0)[..., None]  # (E,C,3,H,R,k)
+        kernel = self.weight[:, :, :, rows.clamp_min(0)] * (rows >= 0)[..., None]  # (E,C,taps,H,R,k)
         kernel = kernel[..., cols.clamp_min(0)] * (cols >= 0)  # (E,C,3,H,R,W,S)
-        return kernel.permute(2, 3, 5, 1, 4, 6, 0).reshape(3 * h * w * kernel.shape[1], -1), (
+        return kernel.permute(2, 3, 5, 1, 4, 6, 0).reshape(kernel.shape[2] * h * w * kernel.shape[1], -1), (
             rows.shape[1],
             cols.shape[1],
         )
@@ -51,14 +52,26 @@ class CausalConv3d(nn.Module):
         return torch.where((gap >= 0) & (gap < size), gap, -1).to(self.weight.device)
 
 
+class FrameNorm(nn.Module):
+    """LayerNorm over one frame of one unit, all places and channels, with a scale and shift a channel: nothing crosses
+    times or units."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.weight, self.bias = nn.Parameter(torch.ones(channels)), nn.Parameter(torch.zeros(channels))
+
+    def forward(self, x: Float[Tensor, "n T H W C"]) -> Float[Tensor, "n T H W C"]:
+        return F.layer_norm(x, x.shape[2:]) * self.weight + self.bias
+
+
 class ResidualUnit(nn.Module):
     """The basic block of ResNet-18 in 3-D, pre-norm: two convolutions and a skip (strided and linear where the shape
-    changes). Norms are over the channels of one place and time, so that nothing leaks."""
+    changes)."""
 
     def __init__(self, into: int, out: int, stride: int, spatial: int) -> None:
         super().__init__()
-        self.norm1, self.conv1 = nn.LayerNorm(into), CausalConv3d(into, out, stride, spatial)
-        self.norm2, self.conv2 = nn.LayerNorm(out), CausalConv3d(out, out, 1, spatial)
+        self.norm1, self.conv1 = FrameNorm(into), CausalConv3d(into, out, stride, spatial)
+        self.norm2, self.conv2 = FrameNorm(out), CausalConv3d(out, out, 1, spatial)
         self.stride = stride
         self.skip = nn.Identity() if into == out and stride == 1 else nn.Linear(into, out)
 
@@ -70,8 +83,8 @@ class ResidualUnit(nn.Module):
 class ColumnResNet(nn.Module):
     """ResNet-18-3D inside each unit column, temporal resolution kept; channels width·(1, 2, 4, 8).
 
-    A stem halves the unit, stage 1 halves it again from 16 px on, every later stage halves it until it is one pixel;
-    kernels are 3×3×3, and 3×1×1 where the map is one pixel. A cell's feature is a linear map of its own pixels (the
+    A stem (1×3×3) halves the unit, stage 1 halves it again from 16 px on, every later stage halves it until it is one
+    pixel; kernels are 3×3×3, and 3×1×1 where the map is one pixel. A cell's feature is a linear map of its own pixels (the
     tubelet embedding, which alone keeps all motion at random init) plus linear maps of the last map that still has
     a layout (2×2) and of the deepest one, each over the cell's τ frames.
     """
@@ -82,7 +95,7 @@ class ColumnResNet(nn.Module):
             raise ValueError(f"a unit's side is a power of two from 4 on, not {unit}")
         self.unit, self.unit_frames = unit, unit_frames
         self.pixels = nn.Linear(unit_frames * unit * unit * 3, dim)
-        self.stem = CausalConv3d(3, width, stride=2)
+        self.stem = CausalConv3d(3, width, stride=2, frames=1)
         stages, side, channels = [], unit // 2, width
         self.layout_stage = 0
         for number, depth in enumerate(blocks):

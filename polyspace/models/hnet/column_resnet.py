@@ -84,8 +84,8 @@ class ColumnResNet(nn.Module):
     """ResNet-18-3D inside each unit column, temporal resolution kept; channels width·(1, 2, 4, 8).
 
     A stem (1×3×3) halves the unit, stage 1 halves it again from 16 px on, every later stage halves it until it is one
-    pixel; kernels are 3×3×3, and 3×1×1 where the map is one pixel. A cell's feature is a linear map of its own pixels (the
-    tubelet embedding, which alone keeps all motion at random init) plus linear maps of the last map that still has
+    pixel; kernels are 3×3×3, and 3×1×1 where the map is one pixel. A cell's feature is a linear map of its own pixels
+    (the tubelet embedding, which alone keeps all motion at random init) plus linear maps of the last map that still has
     a layout (2×2) and of the deepest one, each over the cell's τ frames.
     """
 

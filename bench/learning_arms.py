@@ -12,8 +12,9 @@ CLIPS = {"frames": 12, "size": 48, "classes": CLASSES, "objects": (1, 2)}
 PARTS = {"train": (LABELS, 1), "validation": (1000, 4), "test": (2000, 2), "pretrain": (20000, 3)}
 TUBELET = {"arch": "tubelet", "preset": "tiny"}
 HNET = {"arch": "hnet", "preset": "tiny"}
-TUBELET_STEP: dict[str, Any] = {"variance_weight": 0.5, "covariance_weight": 0.02}
-HNET_STEP: dict[str, Any] = {"variance_weight": 0.5, "covariance_weight": 0.02}
+VARIANCE: dict[str, Any] = {"variance_weight": 0.5, "covariance_weight": 0.02}
+TUBELET_STEP: dict[str, Any] = {"batch": 16} | VARIANCE
+HNET_STEP: dict[str, Any] = {"batch": 16}
 FIXED_STEPS = 3  # steps a chunk of the fixed grid: about the mean number of tokens that the gate chooses
 
 
@@ -49,7 +50,7 @@ ABLATIONS = {
     "no_size_positions": Arm(HNET | {"adaptive_positions": False}, HNET_STEP),
     "tubelet_stem": Arm(HNET | {"stem": "tubelet"}, HNET_STEP),
     "no_cell_attention": Arm(HNET | {"cell_depth": 0}, HNET_STEP),
-    "no_variance": Arm(HNET, HNET_STEP | {"variance_weight": 0.0, "covariance_weight": 0.0}),
+    "variance": Arm(HNET, HNET_STEP | VARIANCE),
     "no_ratio": Arm(HNET, HNET_STEP | {"ratio_weight": 0.0}),
     "energy_per_cell": Arm(HNET, HNET_STEP | {"per_chunk": False}),
     "context_loss": Arm(HNET, HNET_STEP | {"context_weight": 0.5}),
@@ -61,19 +62,19 @@ ABLATIONS = {
     "budgets": Arm(HNET, HNET_STEP | {"budgets": [0.08, 0.5]}),
 }
 
-# the same number of settings for both; chosen on the validation part
+# the same settings for both; chosen on the validation part
 _TRIES: dict[str, dict[str, Any]] = {
-    "base": {},
-    "lr_low": {"lr": 5e-4},
-    "lr_high": {"lr": 2e-3},
-    "ema_fast": {"ema": [0.98, 0.98]},
-    "ema_slow": {"ema": [0.996, 0.996]},
-    "no_variance": {"variance_weight": 0.0, "covariance_weight": 0.0},
-    "horizon_1": {"horizon": 1},
-    "batch_16": {"batch": 16},
+    "base": VARIANCE,
+    "lr_low": VARIANCE | {"lr": 5e-4},
+    "lr_high": VARIANCE | {"lr": 2e-3},
+    "ema_fast": VARIANCE | {"ema": [0.98, 0.98]},
+    "no_variance": {},
+    "batch_16": VARIANCE | {"batch": 16},
+    "batch_16_no_variance": {"batch": 16},
+    "batch_8": VARIANCE | {"batch": 8},
 }
 SWEEP = {
-    f"{name}/{change}": Arm(encoder, step | extra)
-    for name, encoder, step in (("tubelet_vjepa", TUBELET, TUBELET_STEP), ("hnet_vjepa", HNET, HNET_STEP))
+    f"{name}/{change}": Arm(encoder, {"batch": 32} | extra)
+    for name, encoder in (("tubelet_vjepa", TUBELET), ("hnet_vjepa", HNET))
     for change, extra in _TRIES.items()
 }

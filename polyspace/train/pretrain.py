@@ -35,7 +35,7 @@ class DataConfig(Config):
     frames: int = Field(12, ge=2, description="frames a clip")
     size: int = Field(48, ge=8, description="pixels a side, after resize of the short side and centre crop")
     sampling: str = Field("segments", description="which frames of a file: segments, stride:N, fps:N, index:…")
-    clips: int = Field(4000, ge=1, description="generated clips")
+    clips: int = Field(8000, ge=1, description="generated clips")
     workers: int = Field(2, ge=0, description="processes that decode files ahead")
     max_failed: float = Field(0.05, ge=0, le=1, description="share of unreadable clips at which the run stops")
 
@@ -66,8 +66,8 @@ class EncoderConfig(Config):
 
 
 class PretrainConfig(Config):
-    steps: int = Field(1200, ge=1, description="updates")
-    batch: int = Field(32, ge=1, description="clips an update")
+    steps: int = Field(2400, ge=1, description="updates")
+    batch: int = Field(16, ge=1, description="clips an update")
     accumulate: int = Field(1, ge=1, description="micro-batches an update")
     lr: float = Field(1e-3, gt=0)
     weight_decay: float = Field(0.04, ge=0)

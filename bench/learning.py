@@ -16,7 +16,7 @@ import platform
 import subprocess
 import sys
 import time
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,7 @@ from polyspace.train.loop import fit
 from polyspace.train.optim import build_adamw
 from polyspace.train.pretrain import build_encoder, build_phase, fit_settings
 from polyspace.train.supervised import SupervisedPhase
-from polyspace.utils.checkpoint_io import load_tensors, read_json, save_tensors, write_json
+from polyspace.utils.checkpoint_io import load_tensors, read_json, save_tensors, sha256_json, write_json
 from polyspace.utils.log import say, table
 from polyspace.utils.misc import set_seed
 
@@ -74,11 +74,10 @@ def seconds_per_step(arm: Arm, source: MemoryClips, seed: int, steps: int = 24) 
     return (time.perf_counter() - start) / steps
 
 
-def run_arm(
-    name: str, arm: Arm, seed: int, work: Path, seconds: float, steps: int | None, choice: bool
-) -> dict[str, Any]:
-    """Train (or leave at random init) and measure one arm; `choice`: only what settings are chosen by."""
-    folder = work / name.replace("/", "_") / f"seed{seed}"
+def run_arm(name: str, arm: Arm, seed: int, args: argparse.Namespace) -> dict[str, Any]:
+    """Train (or leave at random init) and measure one arm; the sweep measures only what settings are chosen by."""
+    folder = args.work / f"{name.replace('/', '_')}_{identity(arm, args)}" / f"seed{seed}"
+    work, seconds, steps, choice = args.work, args.seconds, args.steps, args.group == "sweep"
     plan_file, result = folder / "plan.json", {"name": name, "seed": seed}
     torch.set_num_threads(1)
     if arm.pretrain is None:
@@ -116,7 +115,7 @@ def spawn(group: str, name: str, seed: int, args: argparse.Namespace, core: int)
 def run_all(group: str, args: argparse.Namespace) -> dict[str, list[dict[str, Any]]]:
     """All arms × seeds, `jobs` at a time, one core each; those with a result file are kept."""
     names = [n for n in GROUPS[group] if not args.only or n in args.only]
-    todo = [(n, s) for s in range(args.seeds) for n in names if not result_file(args.work, n, s).is_file()]
+    todo = [(n, s) for s in range(args.seeds) for n in names if not result_file(GROUPS[group][n], n, s, args).is_file()]
     running: dict[int, tuple[subprocess.Popen, str]] = {}
     while todo or running:
         for core in range(args.jobs):
@@ -129,11 +128,16 @@ def run_all(group: str, args: argparse.Namespace) -> dict[str, list[dict[str, An
                 say(f"{datetime.datetime.now():%H:%M} {name} seed {seed}")
                 running[core] = (spawn(group, name, seed, args, core), f"{name} seed {seed}")
         time.sleep(0.5)
-    return {n: [read_json(result_file(args.work, n, s)) for s in range(args.seeds)] for n in names}
+    return {n: [read_json(result_file(GROUPS[group][n], n, s, args)) for s in range(args.seeds)] for n in names}
 
 
-def result_file(work: Path, name: str, seed: int) -> Path:
-    return work / "results" / f"{name.replace('/', '_')}_{seed}.json"
+def identity(arm: Arm, args: argparse.Namespace) -> str:
+    """Of what an arm's result depends on: another length, arm or set of clips is another result."""
+    return sha256_json([asdict(arm), CLIPS, PARTS, args.seconds, args.steps])[:10]
+
+
+def result_file(arm: Arm, name: str, seed: int, args: argparse.Namespace) -> Path:
+    return args.work / "results" / f"{name.replace('/', '_')}_{identity(arm, args)}_{seed}.json"
 
 
 def collect(results: dict[str, list[dict[str, Any]]]) -> dict[str, dict[str, Any]]:
@@ -181,8 +185,8 @@ def main() -> None:
     args.work.mkdir(parents=True, exist_ok=True)
     if args.one:
         arm = GROUPS[args.group][args.one]
-        result = run_arm(args.one, arm, args.seed, args.work, args.seconds, args.steps, args.group == "sweep")
-        write_json(result_file(args.work, args.one, args.seed), result)
+        result = run_arm(args.one, arm, args.seed, args)
+        write_json(result_file(arm, args.one, args.seed, args), result)
         return
     for part in PARTS:
         clips(args.work, part)

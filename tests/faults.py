@@ -82,15 +82,15 @@ FAULTS = {
     "horizon ignored": ("train/masking.py", "hidden & (step < seen + self.horizon)", "hidden", STEP),
     "mask depends on the rank": (
         "train/masking.py",
-        "_generator(seed, step, first + i)",
         "_generator(seed, step, i)",
+        "_generator(seed, step, i - indices[0])",
         STEP,
     ),
     "still chunks outweigh moving ones": ("train/jepa.py", "return hidden * share,", "return hidden * 1.0,", STEP),
     "positions not centred in the variance": (
         "losses/vicregl.py",
-        "torch.where(keep[..., None], wide - mean, 0)",
-        "torch.where(keep[..., None], wide, 0)",
+        "torch.where(keep[..., None], z - mean, 0)",
+        "torch.where(keep[..., None], z, 0)",
         "tests/losses",
     ),
     "ratio loss at half its target": (

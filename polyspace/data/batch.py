@@ -12,7 +12,8 @@ from torch import Tensor
 class VideoBatch:
     """video (B,T,H,W,3) normalised, or cached `features` {space: (B,D)}; label (B,) ids; the rest where a phase needs
     it: text, saliency (B,M), actions (B,A,7), valid (B,N) True where real. `place` is where in a run the batch stands:
-    (update, index of its first clip in the global batch)."""
+    (update, index of its first clip in the global batch); `rows` are the clips' places from there on where some were
+    left out (None: 0, 1, 2 …)."""
 
     video: Tensor | None = None
     label: Tensor | None = None
@@ -22,6 +23,13 @@ class VideoBatch:
     actions: Tensor | None = None
     valid: Tensor | None = None
     place: tuple[int, int] = (0, 0)
+    rows: tuple[int, ...] | None = None
+
+    @property
+    def indices(self) -> list[int]:
+        """Each clip's index in the global batch of its update."""
+        rows = range(len(self)) if self.rows is None else self.rows
+        return [self.place[1] + row for row in rows]
 
     def __len__(self) -> int:
         for value in (self.video, self.label):

@@ -1,12 +1,16 @@
 """Where training clips come from: generated ones in memory, or files decoded ahead by worker processes."""
 
+import os
+import signal
+import threading
 from collections.abc import Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from multiprocessing import get_context
+from multiprocessing import connection, get_context, parent_process
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -15,20 +19,27 @@ from polyspace.data.extract import Views, decode_clip
 from polyspace.data.moving import normalise
 from polyspace.data.records import ClipRecord
 from polyspace.data.sampling import Sampling
-from polyspace.data.transforms import prepare
+from polyspace.data.transforms import crop_at, normalize, resize, resized_shape
 from polyspace.data.video import VideoError
 from polyspace.utils.errors import UserError
 from polyspace.utils.log import warn
 from polyspace.utils.plan import Plan
 
+_DEAD = "a data worker died; run the same line again to go on from the last checkpoint"
+
 
 @runtime_checkable
 class ClipSource(Protocol):
-    """Clips by index. `prefetch` is told which ones come next."""
+    """Clips by index. `prefetch` is told which ones come next; `first` gives up to so many readable clips, for
+    pictures; `failed` names those that can't be read, and why."""
+
+    failed: dict[str, str]
 
     def __len__(self) -> int: ...
     def batch(self, indices: Tensor) -> VideoBatch: ...
     def prefetch(self, indices: Tensor) -> None: ...
+    def first(self, count: int) -> Tensor | None: ...
+    def close(self) -> None: ...
 
 
 class MemoryClips:
@@ -36,6 +47,7 @@ class MemoryClips:
 
     def __init__(self, video: Tensor, label: Tensor | None = None) -> None:
         self.video, self.label = video, label
+        self.failed: dict[str, str] = {}
 
     def __len__(self) -> int:
         return len(self.video)
@@ -45,7 +57,13 @@ class MemoryClips:
             video=normalise(self.video[indices]), label=None if self.label is None else self.label[indices]
         )
 
+    def first(self, count: int) -> Tensor | None:
+        return normalise(self.video[:count])
+
     def prefetch(self, indices: Tensor) -> None:
+        """Nothing to do."""
+
+    def close(self) -> None:
         """Nothing to do."""
 
 
@@ -62,7 +80,7 @@ class FileClips:
         self.records, self.plan, self.sampling = list(records), plan, sampling
         self.max_failed = max_failed
         self.failed: dict[str, str] = {}
-        self._ahead: dict[int, Future[Tensor]] = {}
+        self._ahead: dict[int, Future[np.ndarray]] = {}
         self._pool = (
             ProcessPoolExecutor(workers, get_context("spawn"), torch.set_num_threads, (1,)) if workers else None
         )
@@ -75,35 +93,57 @@ class FileClips:
             return
         for index in indices.tolist():
             if index not in self._ahead and self.records[index].id not in self.failed:
-                self._ahead[index] = self._pool.submit(read_clip, self.records[index].path, self.plan, self.sampling)
+                try:
+                    job = self._pool.submit(read_clip, self.records[index].path, self.plan, self.sampling)
+                except BrokenProcessPool as error:
+                    raise UserError(_DEAD) from error
+                self._ahead[index] = job
 
     def batch(self, indices: Tensor) -> VideoBatch:
         self.prefetch(indices)
-        clips, labels = [], []
-        for index in indices.tolist():
+        clips, labels, rows = [], [], []
+        for row, index in enumerate(indices.tolist()):
             record = self.records[index]
-            if record.id in self.failed:
-                continue
-            try:
-                clips.append(self._get(index))
+            clip = self._readable(index)
+            if clip is not None:
+                clips.append(clip)
                 labels.append(-1 if record.label is None else record.label)
-            except VideoError as error:
-                self._note(record, error.reason)
+                rows.append(row)
         if not clips:
             raise UserError(f"no clip of a whole batch can be read, e.g. {next(iter(self.failed.items()))}")
-        return VideoBatch(video=torch.stack(clips), label=torch.tensor(labels))
+        video = normalize(torch.stack(clips), self.plan)
+        return VideoBatch(video=video, label=torch.tensor(labels), rows=tuple(rows))
 
-    def _get(self, index: int) -> Tensor:
-        if self._pool is None:
+    def first(self, count: int) -> Tensor | None:
+        found = []
+        for index in range(len(self)):
+            clip = self._readable(index)
+            if clip is not None:
+                found.append(clip)
+            if len(found) == count:
+                break
+        return normalize(torch.stack(found), self.plan) if found else None
+
+    def _readable(self, index: int) -> Tensor | None:
+        """The clip as uint8, or None and a note when it can't be read."""
+        record = self.records[index]
+        if record.id in self.failed:
+            return None
+        try:
+            return torch.from_numpy(self._get(index))
+        except VideoError as error:
+            self._note(record, error.reason)
+        except IndexError as error:
+            self._note(record, str(error).removeprefix(f"{record.path}: "))
+        return None
+
+    def _get(self, index: int) -> np.ndarray:
+        if index not in self._ahead:  # no workers, or a clip asked for twice in one update
             return read_clip(self.records[index].path, self.plan, self.sampling)
         try:
-            return self._ahead.pop(index).result() if index in self._ahead else self._again(index)
+            return self._ahead.pop(index).result()
         except BrokenProcessPool as error:
-            raise UserError("a data worker died; run the same line again to go on from the last checkpoint") from error
-
-    def _again(self, index: int) -> Tensor:
-        """A clip asked for twice in a row (fewer clips than a batch)."""
-        return read_clip(self.records[index].path, self.plan, self.sampling)
+            raise UserError(_DEAD) from error
 
     def _note(self, record: ClipRecord, reason: str) -> None:
         self.failed[record.id] = reason
@@ -119,7 +159,25 @@ class FileClips:
             self._pool.shutdown(wait=False, cancel_futures=True)
 
 
-def read_clip(path: Path, plan: Plan, sampling: Sampling) -> Tensor:
-    """One clip as the plan wants it, float32 (T,H,W,3)."""
+def read_clip(path: Path, plan: Plan, sampling: Sampling) -> np.ndarray:
+    """One clip, resized and cropped as the plan says, uint8 (T,H,W,3): a quarter of the normalised size, and no file
+    handle, on its way between processes."""
     chosen, _, _ = decode_clip(path, {"clip": plan}, Views(sampling), need=2)
-    return prepare(chosen["clip"][0], plan)[0]
+    video = chosen["clip"][0]
+    shape = resized_shape(video.shape[1], video.shape[2], plan.resize)
+    return crop_at(resize(video, shape, plan.interpolation), plan.crop).contiguous().numpy()
+
+
+def _ready_worker() -> None:
+    """The main process decides when to stop; a worker ends with it, however it ends."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    torch.set_num_threads(1)
+    parent = parent_process()
+    if parent is not None:
+        threading.Thread(target=_end_with, args=(parent.sentinel,), daemon=True).start()
+
+
+def _end_with(sentinel: int) -> None:
+    connection.wait([sentinel])
+    os._exit(1)

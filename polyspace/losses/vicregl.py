@@ -10,17 +10,20 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from polyspace.utils.distrib import all_reduce_sum
+from polyspace.utils.misc import full_precision, wide
 
 EPSILON = 1e-4
 
 
 def batch_covariance(z: Float[Tensor, "N D"], weight: Float[Tensor, " N"] | None = None) -> Float[Tensor, "D D"]:
     """Unbiased covariance of the rows of all ranks, with gradient; `weight` 0 leaves a row out."""
+    z = wide(z)
     w = torch.ones(len(z), dtype=z.dtype, device=z.device) if weight is None else weight.to(z.dtype)
     z = torch.where(w[:, None] > 0, z, 0)
     count, total = all_reduce_sum(w.sum()), all_reduce_sum((w[:, None] * z).sum(0))
     centred = torch.where(w[:, None] > 0, z - total / count.clamp_min(1), 0)
-    return all_reduce_sum((w[:, None] * centred).T @ centred) / (count - 1).clamp_min(1)
+    with full_precision(z):
+        return all_reduce_sum((w[:, None] * centred).T @ centred) / (count - 1).clamp_min(1)
 
 
 def variance_term(covariance: Float[Tensor, "D D"], target: float = 1.0) -> Float[Tensor, ""]:
@@ -42,20 +45,21 @@ def position_covariance(
     Without that, positions alone would give all the variance that the term asks for. Only positions visible in at
     least `least` clips (over all ranks) count.
     """
-    wide = z if z.dtype == torch.float64 else z.float()
+    z = wide(z)
     use = visible[..., None]
-    count = all_reduce_sum(visible.sum(0).to(wide.dtype))
-    mean = all_reduce_sum(torch.where(use, wide, 0).sum(0)) / count.clamp_min(1)[:, None]
+    count = all_reduce_sum(visible.sum(0).to(z.dtype))
+    mean = all_reduce_sum(torch.where(use, z, 0).sum(0)) / count.clamp_min(1)[:, None]
     keep = visible & (count >= least)
-    centred = torch.where(keep[..., None], wide - mean, 0).flatten(0, 1)
+    centred = torch.where(keep[..., None], z - mean, 0).flatten(0, 1)
     freedom = torch.where(count >= least, count - 1, 0).sum()
-    return all_reduce_sum(centred.T @ centred) / freedom.clamp_min(1)
+    with full_precision(z):
+        return all_reduce_sum(centred.T @ centred) / freedom.clamp_min(1)
 
 
 def vicreg_terms(x: Float[Tensor, "N D"], y: Float[Tensor, "N D"]) -> tuple[Tensor, Tensor, Tensor]:
     """(invariance, variance, covariance) of two views: mean squared difference over rows and dimensions, and the sums
     of both views' terms."""
-    x, y = (t if t.dtype == torch.float64 else t.float() for t in (x, y))
+    x, y = wide(x), wide(y)
     cx, cy = batch_covariance(x), batch_covariance(y)
     count = all_reduce_sum(torch.ones((), dtype=x.dtype, device=x.device))
     invariance = all_reduce_sum(F.mse_loss(x, y)) / count

@@ -18,7 +18,7 @@ CURVES = {
 
 
 def write_pictures(
-    folder: Path, history: Sequence[Mapping[str, Any]], video: Tensor, seen: Mapping[str, Tensor]
+    folder: Path, history: Sequence[Mapping[str, Any]], video: Tensor | None, seen: Mapping[str, Tensor]
 ) -> list[Path]:
     """Curves over updates, and where the encoder makes chunks, the chunks of some clips. `video` normalised
     (n,T,H,W,3), `seen` {"owner": (n,t,h,w), "chunks": (n,)} or empty."""
@@ -31,7 +31,7 @@ def write_pictures(
                 series[title] = ([row["step"] for row in rows], [row[key] for row in rows])
         if series:
             made.append(curves_figure(series, folder / name, x_label="update", y_label=label))
-    if seen:
+    if seen and video is not None:
         made.append(chunks_figure(video, seen["owner"], seen["chunks"], folder / "chunks.png"))
     return made
 

@@ -21,7 +21,9 @@ from polyspace.models.vjepa.vit import Encoded, HNetViT, TubeletViT
 from polyspace.train.masking import MaskPlan, Masks
 from polyspace.train.optim import cosine_schedule
 from polyspace.train.phase import Phase, StepOutput
-from polyspace.utils.monitor import collapse_alarm, effective_rank, median_error, position_std, usage_perplexity
+from polyspace.utils.monitor import collapse_alarm, effective_rank, position_std, usage_perplexity
+
+LEAST_CLIPS = 8  # monitors of spread say nothing about fewer
 
 
 @dataclass(frozen=True)
@@ -68,6 +70,19 @@ class JepaSettings:
     amp: bool = False
 
 
+@dataclass(frozen=True)
+class Questions:
+    """places (B,Q,3) asked for; what the target says there, goal (B,Q,D); weights (B,Q) of hidden and of seen ones; the
+    grid cells (B,Q) where places are cells; valid (B,Q) where some rows are padding."""
+
+    places: Tensor
+    goal: Tensor
+    hidden_weight: Tensor
+    seen_weight: Tensor | None = None
+    index: Tensor | None = None
+    valid: Tensor | None = None
+
+
 class JepaPhase(Phase):
     """Online encoder on what is visible, predictor from it to what is asked for, EMA encoder on everything as target.
 
@@ -93,26 +108,25 @@ class JepaPhase(Phase):
         device = batch.video.device.type
         scope = torch.autocast(device, dtype=torch.bfloat16) if self.settings.amp else nullcontext()
         with scope:
-            return self._step(batch.video, *batch.place)
+            return self._step(batch.video, batch.place[0], batch.indices)
 
-    def _step(self, video: Tensor, step: int, first: int) -> StepOutput:
+    def _step(self, video: Tensor, step: int, indices: list[int]) -> StepOutput:
         grid = grid_of(video, self.encoder.unit, self.encoder.unit_frames)
-        masks = self.settings.masks.draw(grid, self.settings.seed, step, first, len(video))
+        masks = self.settings.masks.draw(grid, self.settings.seed, step, indices)
         with torch.no_grad():
             known = self.target.model.encode(video)
         online = self._encode(video, masks, step)
-        places, goal, wanted = self._questions(known, masks, grid)
+        asked = self._questions(known, masks, grid)
         hints = None if self.size_code is None else self.size_code(known.sizes.clamp_min(1e-3).log()[..., None])
-        prediction = self.predictor(online.tokens, online.centroids, online.valid, places, hints)
-        hidden_weight, seen_weight = wanted
-        terms = {"energy": energy_loss(prediction, goal, hidden_weight, self.settings.energy)}
+        prediction = self.predictor(online.tokens, online.centroids, online.valid, asked.places, hints, asked.valid)
+        terms = {"energy": energy_loss(prediction, asked.goal, asked.hidden_weight, self.settings.energy)}
         loss = terms["energy"]
-        for name, weight, value in self._terms(video, online, masks, prediction, goal, seen_weight, step, first):
+        for name, weight, value in self._terms(video, online, masks, prediction, asked, step, indices):
             terms[name] = value
             loss = loss + weight * value
         metrics = {name: value.detach() for name, value in terms.items()}
         if step % self.settings.monitor_every == self.settings.monitor_every - 1:
-            metrics |= self._monitors(online, known, goal, hidden_weight, terms["energy"].detach())
+            metrics |= self._monitors(known, asked, terms["energy"].detach())
         return StepOutput(loss, metrics)
 
     def _encode(self, video: Tensor, masks: Masks, step: int) -> Encoded:
@@ -132,50 +146,44 @@ class JepaPhase(Phase):
         cells = int((~masks.hidden[0]).sum())
         return max(1, round(cells * (low + (high - low) * where)))
 
-    def _questions(
-        self, known: Encoded, masks: Masks, grid: tuple[int, int, int]
-    ) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor | None]]:
-        """Places (B,Q,3) to ask for, what the target says there (B,Q,D), and the weights of hidden and seen ones."""
+    def _questions(self, known: Encoded, masks: Masks, grid: tuple[int, int, int]) -> Questions:
+        """What is asked of the predictor on the grid, or for whole chunks."""
         device = known.tokens.device
         if self.settings.target == "chunk":
             return self._chunk_questions(known, masks)
-        asked = masks.asked.flatten(1)
-        index, valid = pack_visible(~asked)
-        weights: tuple[Tensor, Tensor | None] = (valid.to(device), None)
+        index, valid = pack_visible(~masks.asked.flatten(1))
+        hidden_weight, seen_weight = valid.float(), None
         if self.settings.weights.context:
             seen, seen_valid = pack_visible(masks.hidden.flatten(1))
             near = _nearness(masks, grid).gather(1, seen) * seen_valid
             index = torch.cat([index, seen], 1)
-            none_hidden, none_seen = torch.zeros_like(near), torch.zeros_like(valid, dtype=near.dtype)
-            weights = (
-                torch.cat([valid.to(near.dtype), none_hidden], 1).to(device),
-                torch.cat([none_seen, near], 1).to(device),
-            )
-        index = index.to(device)
+            seen_weight = torch.cat([torch.zeros_like(hidden_weight), near], 1).to(device)
+            hidden_weight = torch.cat([hidden_weight, torch.zeros_like(near)], 1)
+        index, hidden_weight = index.to(device), hidden_weight.to(device)
         if self.settings.per_chunk and known.chunks is not None:
-            weights = self._share_out(known, index, weights)
-        goal = take_rows(known.on_cells(), index)
-        return cell_coords(index, grid).to(goal.dtype), F.layer_norm(goal.float(), goal.shape[-1:]), weights
+            share = self._share(known, index)
+            hidden_weight = hidden_weight * share
+            seen_weight = None if seen_weight is None else seen_weight * share
+        goal = take_rows(known.on_cells(), index).float()
+        goal = F.layer_norm(goal, goal.shape[-1:])
+        return Questions(cell_coords(index, grid), goal, hidden_weight, seen_weight, index)
 
-    def _share_out(
-        self, known: Encoded, index: Tensor, weights: tuple[Tensor, Tensor | None]
-    ) -> tuple[Tensor, Tensor | None]:
+    def _share(self, known: Encoded, index: Tensor) -> Tensor:
         """Every EMA chunk counts once, however many cells it covers: a cell's weight is Σ_k Ā_ik / size_k."""
         assert known.chunks is not None
-        size = known.sizes.clamp_min(1e-6)
-        each = torch.where(known.valid, 1 / size, 0)[..., None]
-        share = take_rows(known.chunks.assignment @ each, index).squeeze(-1)
-        hidden, seen = weights
-        return hidden * share, None if seen is None else seen * share
+        each = torch.where(known.valid, 1 / known.sizes.clamp_min(1e-6), 0)[..., None]
+        return take_rows(known.chunks.assignment @ each, index).squeeze(-1)
 
-    def _chunk_questions(self, known: Encoded, masks: Masks) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor | None]]:
-        """EMA chunks none of whose cells is visible."""
+    def _chunk_questions(self, known: Encoded, masks: Masks) -> Questions:
+        """EMA chunks none of whose cells is visible and some of which are asked for."""
         assert known.chunks is not None
-        visible = (~masks.hidden.flatten(1)).to(known.tokens.device)
-        touched = (known.chunks.assignment * visible[..., None]).sum(1)
-        wanted = known.valid & (touched < 1e-6)
+        device = known.tokens.device
+        parts = known.chunks.assignment
+        visible = (parts * (~masks.hidden).flatten(1).to(device)[..., None]).sum(1)
+        wanted = (parts * masks.asked.flatten(1).to(device)[..., None]).sum(1)
+        weight = (known.valid & (visible < 1e-6) & (wanted > 0)).float()
         goal = F.layer_norm(known.tokens.float(), known.tokens.shape[-1:])
-        return known.centroids, goal, (wanted, None)
+        return Questions(known.centroids, goal, weight, None, None, known.valid)
 
     def _terms(
         self,
@@ -183,18 +191,17 @@ class JepaPhase(Phase):
         online: Encoded,
         masks: Masks,
         prediction: Tensor,
-        goal: Tensor,
-        seen_weight: Tensor | None,
+        asked: Questions,
         step: int,
-        first: int,
+        indices: list[int],
     ) -> list[tuple[str, float, Tensor]]:
         """(name, weight, value) of every term beside the energy that is switched on."""
         w, s = self.settings.weights, self.settings
         out: list[tuple[str, float, Tensor]] = []
-        if seen_weight is not None:
+        if asked.seen_weight is not None:
             low, high = (share * s.total_steps for share in s.context_ramp)
             ramp = min(max((step - low) / max(high - low, 1), 0.0), 1.0)
-            context = energy_loss(prediction, goal, seen_weight, s.energy)
+            context = energy_loss(prediction, asked.goal, asked.seen_weight, s.energy)
             out.append(("context", w.context * ramp, context))
         if self.expander is not None:
             cells = self.expander(online.on_cells())
@@ -205,7 +212,7 @@ class JepaPhase(Phase):
                 out.append(("variance", w.variance, variance_term(covariance)))
                 out.append(("covariance", w.covariance, covariance_term(covariance)))
             if w.vicregl:
-                out.append(("vicregl", w.vicregl, self._second_view(video, cells, online, masks, step, first)))
+                out.append(("vicregl", w.vicregl, self._second_view(video, cells, online, masks, step, indices)))
         if online.routing is not None and self.encoder_gates():
             r = online.routing
             out.append(("ratio", w.ratio, ratio_loss(r.boundary, r.prob, r.judged, _odds(w.cells_per_chunk))))
@@ -219,34 +226,37 @@ class JepaPhase(Phase):
         return isinstance(self.encoder, HNetViT) and self.encoder.routing.gate is not None
 
     def _second_view(
-        self, video: Tensor, cells: Tensor, online: Encoded, masks: Masks, step: int, first: int
+        self, video: Tensor, cells: Tensor, online: Encoded, masks: Masks, step: int, indices: list[int]
     ) -> Tensor:
         """VICRegL between this view and one by the other kind of mask; both are seen through the expander."""
         assert self.expander is not None
         plan = self.settings.masks
         other = MaskPlan(0.0 if masks.kind == "future" else 1.0, plan.horizon, plan.tube_ratios, plan.block_scale)
         grid = online.cells.grid
-        again = self._encode(video, other.draw(grid, self.settings.seed, step, first, len(video)), step)
+        again = self._encode(video, other.draw(grid, self.settings.seed, step, indices), step)
         return self.vicregl(cells, self.expander(again.on_cells()), online.cells.coords, again.cells.coords)
 
     @torch.no_grad()
-    def _monitors(
-        self, online: Encoded, known: Encoded, goal: Tensor, wanted: Tensor, loss: Tensor
-    ) -> dict[str, Tensor]:
-        """What tells learning from collapse: see utils/monitor.py."""
-        pooled = (known.tokens * known.valid[..., None]).sum(1) / known.valid.sum(1, keepdim=True)
-        asked = wanted > 0
-        out = {
-            "skill": 1 - loss / median_error(goal, asked).clamp_min(1e-6),
-            "effective_rank": effective_rank(pooled),
-            "position_std": position_std(known.on_grid()),
-            "chunks": known.valid.sum(1).float().mean(),
-        }
+    def _monitors(self, known: Encoded, asked: Questions, loss: Tensor) -> dict[str, Tensor]:
+        """What tells learning from collapse (utils/monitor.py); rank and spread need a handful of clips."""
+        out = {"chunks": known.valid.sum(1).float().mean()}
+        if len(known.tokens) >= LEAST_CLIPS:
+            pooled = (known.tokens * known.valid[..., None]).sum(1) / known.valid.sum(1, keepdim=True).clamp_min(1)
+            out |= {"effective_rank": effective_rank(pooled), "position_std": position_std(known.on_grid())}
+            if asked.index is not None:
+                out["skill"] = 1 - loss / self._ignorance(known, asked, asked.index).clamp_min(1e-6)
         if known.routing is not None:
             r = known.routing
             out["boundary_rate"] = (r.boundary & r.judged).sum() / r.judged.sum().clamp_min(1)
             out["usage"] = usage_perplexity(known.sizes)
         return out
+
+    def _ignorance(self, known: Encoded, asked: Questions, index: Tensor) -> Tensor:
+        """The loss, by the same energy and weights, of one constant per place: the batch's median there (the mean for
+        l2), which knows where but nothing of the clip."""
+        grid = F.layer_norm(known.on_grid().float(), known.tokens.shape[-1:])
+        constant = grid.mean(0) if self.settings.energy == "l2" else grid.median(0).values
+        return energy_loss(constant[index], asked.goal, asked.hidden_weight, self.settings.energy)
 
     def after_update(self, step: int) -> None:
         start, end = self.settings.ema

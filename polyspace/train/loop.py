@@ -74,6 +74,8 @@ def fit(
     """
     if num_items < 1:
         raise UserError(f"{name}: no clip to train on")
+    if settings.batch % settings.accumulate:
+        raise UserError(f"{name}: a batch of {settings.batch} does not divide into {settings.accumulate} micro-batches")
     identity = sha256_json([asdict(settings), num_items, about or {}])
     alarmed = False
     start, metrics, bad = _resume(engine, folder, identity, name)
@@ -81,8 +83,8 @@ def fit(
 
     def save(step: int) -> None:
         state = {"engine": engine.state_dict(), "identity": identity, "metrics": metrics, "bad": bad}
+        log.flush()  # first: lines beyond a checkpoint are dropped on resume, missing ones could not be had again
         save_checkpoint(folder, step, engine.phase, state)
-        log.flush()
 
     with _stop_signals() as stopped, Progress(settings.steps, name, "step", initial=start) as bar:
         for step in range(start, settings.steps):

@@ -1,6 +1,7 @@
 """Which cells are hidden and which are asked for: space tubes and the future, a pure function of a clip's place in the
 run, so that neither the number of ranks nor a restart changes a mask."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -33,16 +34,16 @@ class MaskPlan:
     tube_ratios: tuple[float, ...] = (0.75, 0.9)
     block_scale: float = 0.15
 
-    def draw(self, grid: Grid, seed: int, step: int, first: int, count: int) -> Masks:
-        """Masks of the clips `first` … `first + count − 1` of the global batch of update `step`."""
+    def draw(self, grid: Grid, seed: int, step: int, indices: Sequence[int]) -> Masks:
+        """Masks of the clips at these indices of the global batch of update `step`."""
         common = _generator(seed, step, -1)
         future = grid[0] > 1 and torch.rand((), generator=common).item() < self.future_share
         if future:
-            return self._future(grid, common, count)
+            return self._future(grid, common, len(indices))
         ratio = self.tube_ratios[int(torch.randint(len(self.tube_ratios), (), generator=common))]
         columns = grid[1] * grid[2]
         number = min(max(round(ratio * columns), 1), columns - 1)
-        tubes = [_tube(grid, number, self.block_scale, _generator(seed, step, first + i)) for i in range(count)]
+        tubes = [_tube(grid, number, self.block_scale, _generator(seed, step, i)) for i in indices]
         hidden = torch.stack(tubes)[:, None].expand(-1, grid[0], -1, -1)
         return Masks(hidden, hidden, "tube")
 

@@ -21,7 +21,7 @@ from polyspace.train.jepa import JepaPhase, JepaSettings, Weights
 from polyspace.train.loop import FitSettings, fit
 from polyspace.train.masking import MaskPlan
 from polyspace.train.optim import build_adamw
-from polyspace.utils.checkpoint_io import load_tensors, read_json, save_tensors, sha256_file, write_json
+from polyspace.utils.checkpoint_io import load_tensors, read_json, save_tensors, sha256_file, sha256_json, write_json
 from polyspace.utils.errors import UserError, did_you_mean
 from polyspace.utils.flops import num_params
 from polyspace.utils.log import say
@@ -104,7 +104,9 @@ def build_encoder(config: EncoderConfig) -> HNetViT | TubeletViT:
     """The preset with the given overrides; `arch: tubelet` keeps what both have."""
     if config.preset not in PRESETS:
         raise UserError(f"encoder.preset {config.preset!r} is unknown{did_you_mean(config.preset, PRESETS)}")
-    given = {k: v for k, v in config.model_dump(exclude={"arch", "preset"}).items() if v is not None}
+    may_be_none = ("max_chunks", "fixed")
+    given = config.model_dump(exclude={"arch", "preset"}, exclude_unset=True)
+    given = {k: v for k, v in given.items() if v is not None or k in may_be_none}
     values = PRESETS[config.preset] | given
     try:
         if config.arch == "hnet":
@@ -145,6 +147,11 @@ def build_phase(encoder: HNetViT | TubeletViT, config: PretrainConfig, seed: int
         monitor_every=c.log_every,
         amp=c.amp,
     )
+    for key in ("budgets", "entropy_weight", "boundary_weight"):
+        if isinstance(encoder, TubeletViT) and getattr(c, key):
+            raise UserError(f"pretrain.{key} has no meaning for arch tubelet")
+    if c.target == "chunk" and c.context_weight:
+        raise UserError("pretrain.context_weight has no meaning for target chunk")
     try:
         predictor = Predictor(encoder.dim, c.predictor_width, c.predictor_depth, c.predictor_heads)
         return JepaPhase(encoder, predictor, settings)
@@ -170,7 +177,10 @@ def fit_settings(config: PretrainConfig, seed: int) -> FitSettings:
 def build_source(config: DataConfig, seed: int) -> tuple[ClipSource, dict[str, Any]]:
     """Clips and what the manifest says about them."""
     if config.dataset == "generated":
-        clips = moving_clips(config.clips, seed, frames=config.frames, size=config.size)
+        try:
+            clips = moving_clips(config.clips, seed, frames=config.frames, size=config.size)
+        except ValueError as error:
+            raise UserError(f"data.frames {config.frames}: {error}") from error
         return MemoryClips(clips.video, clips.label), {"dataset": "generated", "clips": len(clips)}
     if config.root is None:
         raise UserError(f"data.root is required for data.dataset {config.dataset}")
@@ -184,8 +194,9 @@ def build_source(config: DataConfig, seed: int) -> tuple[ClipSource, dict[str, A
         source="pretrain",
     )
     source = FileClips(found.records, plan, Sampling.parse(config.sampling), config.workers, config.max_failed)
-    about = {"dataset": config.dataset, "split": config.split, "clips": len(found.records)}
-    return source, about | {"missing": len(found.missing)}
+    about: dict[str, Any] = {"dataset": config.dataset, "split": config.split, "clips": len(found.records)}
+    ids = sha256_json([record.id for record in found.records])
+    return source, about | {"missing": len(found.missing), "clip_ids_sha256": ids}
 
 
 def look(phase: JepaPhase, clips: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -207,27 +218,34 @@ def run_pretrain(config: Any, folder: Path, device: torch.device) -> dict[str, A
     source, about = build_source(config.data, config.seed)
     say(f"pretrain: {about['clips']} clips ({about['dataset']}), {num_params(encoder) / 1e6:.2f} M parameters")
     engine = PlainEngine(phase, build_adamw(phase, c.lr, c.weight_decay), device, c.clip_norm)
-    depends = {"data": about, "encoder": config.encoder.model_dump(), "pretrain": c.model_dump(mode="json")}
-    metrics = fit(
-        engine,
-        len(source),
-        source.batch,
-        fit_settings(c, config.seed),
-        folder,
-        name="pretrain",
-        about=depends,
-        prefetch=source.prefetch,
-    )
+    data = config.data.model_dump(mode="json", exclude={"workers", "max_failed"})
+    depends = {"data": data | about, "encoder": config.encoder.model_dump(), "pretrain": c.model_dump(mode="json")}
+    try:
+        metrics = fit(
+            engine,
+            len(source),
+            source.batch,
+            fit_settings(c, config.seed),
+            folder,
+            name="pretrain",
+            about=depends,
+            prefetch=source.prefetch,
+        )
+        shown = source.first(4)
+    finally:
+        source.close()
     save_encoder(folder, phase, config.encoder, about)
-    history = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    shown = source.batch(torch.arange(min(4, len(source)))).video
-    assert shown is not None
-    seen = look(phase, shown.to(device))
+    log = folder / "metrics.jsonl"
+    history = [json.loads(line) for line in log.read_text().splitlines()] if log.is_file() else []
+    seen = {} if shown is None else look(phase, shown.to(device))
     pictures = write_pictures(folder, history, shown, seen)
+    encoder_file = folder / "encoder.safetensors"
     return {
         "checkpoint": str(folder / (folder / "latest").read_text().strip()),
+        "sha256": {str(encoder_file): sha256_file(encoder_file)},
         "data": about,
-        "first": history[0],
+        "failed": source.failed,
+        "first": history[0] if history else None,
         "last": metrics,
         "pictures": [str(p) for p in pictures],
     }
@@ -236,7 +254,7 @@ def run_pretrain(config: Any, folder: Path, device: torch.device) -> dict[str, A
 def save_encoder(folder: Path, phase: JepaPhase, config: EncoderConfig, data: dict[str, Any]) -> None:
     """The target encoder alone, for use: encoder.safetensors and encoder.json."""
     save_tensors(folder / "encoder.safetensors", phase.target.model.state_dict())
-    about = {"version": 1, "encoder": config.model_dump(exclude_none=True), "data": data}
+    about = {"version": 1, "encoder": config.model_dump(exclude_unset=True), "data": data}
     write_json(folder / "encoder.json", about | {"sha256": sha256_file(folder / "encoder.safetensors")})
 
 

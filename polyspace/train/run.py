@@ -11,7 +11,8 @@ from pydantic import Field
 from polyspace.config import Config, parse, validate
 from polyspace.train import PHASES
 from polyspace.train.pretrain import DataConfig, EncoderConfig, PretrainConfig
-from polyspace.utils.checkpoint_io import read_json, sha256_json, try_writing, write_json
+from polyspace.utils.checkpoint_io import read_json, sha256_file, sha256_json, try_writing, write_json
+from polyspace.utils.distrib import world_size
 from polyspace.utils.errors import UserError, did_you_mean
 from polyspace.utils.log import say
 from polyspace.utils.misc import get_device, set_seed
@@ -52,15 +53,16 @@ def config_hash(config: RunConfig, phase: str) -> str:
 def run(config: RunConfig) -> dict[str, Any]:
     """Run what is not finished yet and return the manifest, which is written after every phase."""
     names = phases_of(config.sequence)
+    if world_size() > 1:
+        raise UserError("main.py runs on one process; several ranks would each run the whole job in the same folder")
     device = get_device(config.device)
     try_writing(config.work_dir)
     path = config.work_dir / "pipeline_manifest.json"
     manifest: dict[str, Any] = read_json(path, "pipeline manifest") if path.is_file() else {"version": 1, "phases": {}}
-    write_json(config.work_dir / "run.json", run_info("train", config))
     for name in names:
         identity = config_hash(config, name)
         done = manifest["phases"].get(name)
-        if done is not None and done["config_hash"] == identity:
+        if done is not None and done["config_hash"] == identity and _intact(done):
             say(f"{name}: finished before ({done['checkpoint']})")
             continue
         set_seed(config.seed)
@@ -71,7 +73,15 @@ def run(config: RunConfig) -> dict[str, Any]:
             "seconds": round(time.monotonic() - start, 1),
         }
         write_json(path, manifest)
+        write_json(config.work_dir / "run.json", run_info("train", config))
     return manifest
+
+
+def _intact(done: dict[str, Any]) -> bool:
+    """The phase's checkpoint and result are still there, bit for bit."""
+    files = [Path(file) for file in done["sha256"]]
+    whole = all(file.is_file() and sha256_file(file) == done["sha256"][str(file)] for file in files)
+    return Path(done["checkpoint"]).is_dir() and whole
 
 
 def main(argv: Sequence[str]) -> int:

@@ -1,7 +1,7 @@
 """Numbers that tell whether a representation is alive, and the sentence to say when it isn't."""
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 
 
@@ -24,16 +24,6 @@ def usage_perplexity(usage: Float[Tensor, "B K"]) -> Float[Tensor, ""]:
     p = usage.float() / usage.sum(1, keepdim=True).clamp_min(1e-12)
     entropy = -torch.special.xlogy(p, p.clamp_min(1e-12)).sum(1)
     return (entropy.exp() / (usage > 0).sum(1).clamp_min(1)).mean()
-
-
-def median_error(target: Float[Tensor, "B N D"], valid: Bool[Tensor, "B N"] | None = None) -> Float[Tensor, ""]:
-    """L1 error of the best constant per position, which is the batch median: what knowing nothing costs."""
-    wide = target.float()
-    if valid is None:
-        return (wide - wide.median(0).values).abs().mean()
-    blank = wide.masked_fill(~valid[..., None], float("nan"))
-    error = (blank - blank.nanmedian(0).values).abs()
-    return error.nansum() / (valid.sum() * wide.shape[-1]).clamp_min(1)
 
 
 def collapse_alarm(metrics: dict[str, float], width: int) -> str | None:

@@ -1,9 +1,14 @@
+from dataclasses import replace
+
 import pytest
 import torch
 
 from polyspace.models.hnet import column_resnet
 from polyspace.models.hnet.column_resnet import CausalConv3d, ColumnResNet
-from polyspace.models.hnet.encoder import cell_coords, pack_visible
+from polyspace.models.hnet.downsampler import LearnedAttentionPooling
+from polyspace.models.hnet.encoder import Cells, cell_coords, pack_visible
+from polyspace.models.hnet.routing import SparseRouting
+from polyspace.models.hnet.sparse_attention import NativeSparseAttention
 from polyspace.models.vjepa.predictor import Predictor
 from polyspace.models.vjepa.vit import PRESETS, HNetViT, TubeletViT
 
@@ -247,3 +252,56 @@ def test_places_and_decisions_stay_fp32_under_autocast():
     assert rough.centroids.dtype == torch.float32 and rough.routing.prob.dtype == torch.float32
     assert rough.centroids.shape == plain.centroids.shape
     assert torch.allclose(rough.sizes, plain.sizes, atol=0.1)
+
+
+def packed(coords: list[list[int]], features: torch.Tensor) -> Cells:
+    _, h, w = GRID
+    index = torch.tensor([[a * h * w + b * w + c for a, b, c in coords]])
+    return Cells(features[None], index, torch.ones_like(index, dtype=torch.bool), GRID)
+
+
+def test_a_chunk_is_the_mean_of_its_cells_until_queries_are_learned():
+    cells = packed([[0, 0, 0], [1, 0, 0], [2, 0, 0]], torch.randn(3, 32))
+    routing = SparseRouting(32, 1, depth=0, fixed=3)(cells)
+    pooling = LearnedAttentionPooling(32, 1)
+    chunks = pooling(cells, routing)
+    assert torch.allclose(chunks.tokens[0, 0], cells.x[0].mean(0), atol=1e-6)
+    assert chunks.centroids[0, 0].tolist() == [1.0, 0.0, 0.0] and chunks.sizes[0, 0] == 3
+    with torch.no_grad():
+        pooling.query.weight.normal_()
+    weight = (cells.x[0] @ pooling.query.weight[0]).softmax(0)
+    assert torch.allclose(pooling(cells, routing).tokens[0, 0], weight @ cells.x[0], atol=1e-5)
+
+
+def test_a_surplus_chunk_joins_what_it_resembles_not_what_is_nearest():
+    """Three columns: the middle one looks like the far one, and the budget is two."""
+    a, b = torch.eye(32)[0], torch.eye(32)[1]
+    cells = packed([[0, 0, 0], [0, 0, 1], [0, 0, 3]], torch.stack([a, b, b]))
+    routing = SparseRouting(32, 1, depth=0)(cells)
+    routing = replace(routing, prob=torch.tensor([[0.9, 0.1, 0.8]]))
+    chunks = LearnedAttentionPooling(32, 1)(cells, routing, num_chunks=2)
+    assert chunks.assignment[0, 1, 1] > 0.9
+
+
+def test_attention_among_cells_is_decided_by_the_grid_not_by_what_is_visible():
+    layer = NativeSparseAttention(16, 2, block=(1, 2, 2), num_selected=1, sparse_from=48)
+    x, index = torch.randn(1, 10, 16), torch.arange(10)[None]
+    assert torch.equal(layer(x, GRID, index), layer(x, GRID, index, dense=False))
+    assert torch.equal(layer(x, (3, 4, 3), index), layer(x, (3, 4, 3), index, dense=True))
+
+
+def test_bf16_weights_run():
+    assert encoder().bfloat16()(clips().bfloat16()).tokens.isfinite().all()
+
+
+def test_a_clip_without_anything_visible_has_no_token_and_a_batch_of_them_is_refused():
+    hidden = torch.ones(2, 4, 4, dtype=torch.bool)
+    with pytest.raises(ValueError, match="nothing to encode"):
+        encoder()(clips(2), hidden)
+    hidden[1, 0] = False
+    f = encoder()(clips(2), hidden)
+    assert f.num_chunks[0] == 0 and f.num_chunks[1] > 0 and f.tokens.isfinite().all()
+
+
+def test_other_steps_than_two_frames():
+    assert TubeletViT(32, 1, 2, U, unit_frames=3)(clips(1)).grid == (2, 4, 4)

@@ -29,24 +29,24 @@ def batch(n: int = 6, step: int = 3, first: int = 0) -> VideoBatch:
 
 def test_a_mask_is_a_function_of_seed_step_and_place():
     for plan in (MaskPlan(1.0), MaskPlan(0.0), MaskPlan(0.5)):
-        whole = plan.draw(GRID, 0, 7, 0, 8)
-        part = plan.draw(GRID, 0, 7, 5, 3)
+        whole = plan.draw(GRID, 0, 7, range(8))
+        part = plan.draw(GRID, 0, 7, [5, 6, 7])
         assert whole.kind == part.kind
         assert torch.equal(whole.hidden[5:], part.hidden) and torch.equal(whole.asked[5:], part.asked)
-    tubes = [MaskPlan(0.0).draw((6, 8, 8), 0, step, 0, 1).hidden for step in range(4)]
+    tubes = [MaskPlan(0.0).draw((6, 8, 8), 0, step, [0]).hidden for step in range(4)]
     assert not all(torch.equal(tubes[0], other) for other in tubes[1:])
 
 
 def test_a_hidden_future_has_a_past_and_is_asked_up_to_the_horizon():
     for step in range(20):
-        m = MaskPlan(1.0, horizon=2).draw(GRID, 0, step, 0, 2)
+        m = MaskPlan(1.0, horizon=2).draw(GRID, 0, step, range(2))
         seen = int((~m.hidden[0, :, 0, 0]).sum())
         assert 1 <= seen <= 5 and m.hidden[0, seen:].all() and not m.hidden[0, :seen].any()
         assert m.asked[0].sum() == 9 * min(2, 6 - seen) and not (m.asked & ~m.hidden).any()
 
 
 def test_tubes_hide_the_same_number_of_whole_columns_in_every_clip():
-    m = MaskPlan(0.0, tube_ratios=(0.75,)).draw((4, 8, 8), 0, 1, 0, 5)
+    m = MaskPlan(0.0, tube_ratios=(0.75,)).draw((4, 8, 8), 0, 1, range(5))
     assert (m.hidden.flatten(1).sum(1) == 4 * 48).all()
     assert torch.equal(m.hidden[:, 0], m.hidden[:, 3])
     assert not torch.equal(m.hidden[0], m.hidden[1])
@@ -82,7 +82,7 @@ def test_the_loss_is_its_terms_weighted():
 def test_the_energy_is_the_distance_to_the_targets_own_latents():
     p = phase("tubelet", masks=MaskPlan(1.0, horizon=1))
     b = batch(step=4)
-    m = p.settings.masks.draw(GRID, 0, 4, 0, 6)
+    m = p.settings.masks.draw(GRID, 0, 4, range(6))
     seen = int((~m.hidden[0, :, 0, 0]).sum())
     with torch.no_grad():
         target = torch.nn.functional.layer_norm(p.target.model(b.video).tokens, (32,)).view(6, 6, 9, 32)[:, seen]
@@ -96,7 +96,7 @@ def test_the_energy_is_the_distance_to_the_targets_own_latents():
 def test_hidden_pixels_reach_the_target_only():
     p = phase(masks=MaskPlan(1.0, horizon=0))
     b = batch(step=4)
-    hidden = p.settings.masks.draw(GRID, 0, 4, 0, 6).hidden
+    hidden = p.settings.masks.draw(GRID, 0, 4, range(6)).hidden
     area = hidden.repeat_interleave(2, 1).repeat_interleave(8, 2).repeat_interleave(8, 3)[..., None]
     other = VideoBatch(video=torch.where(area, torch.randn_like(b.video), b.video), place=b.place)
     seen = []
@@ -117,10 +117,10 @@ def test_the_chunk_mode_asks_for_chunks_that_are_hidden_altogether():
 def test_every_hidden_chunk_counts_once():
     p = phase(masks=MaskPlan(1.0, horizon=0))
     b = batch(step=4)
-    m = p.settings.masks.draw(GRID, 0, 4, 0, 6)
+    m = p.settings.masks.draw(GRID, 0, 4, range(6))
     with torch.no_grad():
         known = p.target.model.encode(b.video)
-        _, _, (weight, _) = p._questions(known, m, GRID)
+        weight = p._questions(known, m, GRID).hidden_weight
     hidden = m.hidden.flatten(1)
     for i in range(6):
         runs = known.chunks.assignment[i][:, known.valid[i]]
@@ -130,7 +130,7 @@ def test_every_hidden_chunk_counts_once():
 
 def test_budgets_are_drawn_from_the_range():
     p = phase(budgets=(0.2, 0.4), budget_share=1.0, masks=MaskPlan(1.0))
-    m = p.settings.masks.draw(GRID, 0, 5, 0, 1)
+    m = p.settings.masks.draw(GRID, 0, 5, [0])
     cells = int((~m.hidden[0]).sum())
     drawn = {p._budget(m, step) for step in range(30)}
     assert min(drawn) >= round(0.2 * cells) and max(drawn) <= round(0.4 * cells) and len(drawn) > 1
@@ -180,3 +180,42 @@ def test_two_runs_and_a_resumed_one_end_in_the_same_bits(tmp_path):
         assert all(
             torch.equal(x, y) for x, y in zip(whole.state_dict().values(), other.state_dict().values(), strict=True)
         )
+
+
+@pytest.mark.parametrize("changes", [{}, {"per_chunk": False}, {"energy": "smooth_l1"}, {"energy": "l2"}])
+@pytest.mark.parametrize("share", [0.0, 1.0])
+def test_a_predictor_that_knows_only_the_place_has_no_skill(changes, share):
+    """Skill is 0 for the best constant per place, whatever the energy, its weights and the masks."""
+    p, b = phase(masks=MaskPlan(share), **changes), batch(8, step=2)
+    with torch.no_grad():
+        known = p.target.model.encode(b.video)
+        masks = p.settings.masks.draw(GRID, 0, 2, range(8))
+        asked = p._questions(known, masks, GRID)
+        grid = torch.nn.functional.layer_norm(known.on_grid(), (32,))
+        constant = grid.mean(0) if changes.get("energy") == "l2" else grid.median(0).values
+        p.predictor.forward = lambda *_: constant[asked.index]
+        assert p(b).metrics["skill"].item() == pytest.approx(0, abs=1e-5)
+
+
+def test_whole_chunks_are_predicted_alike_whoever_else_is_in_the_batch():
+    p, b = phase(target="chunk"), batch(4, step=1)
+    seen = []
+    p.predictor.register_forward_hook(lambda _m, _i, out: seen.append(out))
+    p(b)
+    p(VideoBatch(video=b.video[:1], place=b.place))
+    count = seen[1].shape[1]
+    assert torch.allclose(seen[0][:1, :count], seen[1], atol=1e-5)
+
+
+def test_a_clip_that_is_left_out_shifts_no_other_clips_mask():
+    p, b = phase("tubelet", masks=MaskPlan(0.0)), batch(4, step=1)
+    drawn = []
+    p.encoder.stem.register_forward_pre_hook(lambda _m, args: drawn.append(args[1]))
+    p(b)
+    p(VideoBatch(video=b.video[[0, 2, 3]], place=b.place, rows=(0, 2, 3)))
+    assert torch.equal(drawn[0][[0, 2, 3]], drawn[1])
+
+
+def test_few_clips_raise_no_alarm():
+    metrics = {k: v.item() for k, v in phase()(batch(2)).metrics.items()}
+    assert "effective_rank" not in metrics and phase().alarm(metrics) is None

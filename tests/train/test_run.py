@@ -25,7 +25,7 @@ SMALL = [
     "encoder.dim=32",
     "encoder.depth=1",
     "encoder.cell_dim=32",
-    "pretrain.batch=4",
+    "pretrain.batch=8",
     "pretrain.log_every=1",
     "pretrain.save_every=2",
 ]
@@ -82,6 +82,27 @@ def test_a_finished_phase_is_skipped_and_another_configuration_refused(finished,
     assert "other settings" in capsys.readouterr().err
 
 
+def test_other_clips_of_the_same_number_are_another_run(finished, capsys):
+    assert run_command(main, line(finished, 3, "data.frames=8")) == 2
+    assert "other settings" in capsys.readouterr().err
+
+
+def test_a_finished_phase_whose_files_are_gone_is_made_again(finished, tmp_path):
+    assert run_command(main, line(tmp_path)) == 0
+    (tmp_path / "pretrain" / "encoder.safetensors").unlink()
+    assert run_command(main, line(tmp_path)) == 0
+    assert (tmp_path / "pretrain" / "encoder.safetensors").is_file()
+    (tmp_path / "pretrain" / "metrics.jsonl").unlink()
+    (tmp_path / "pipeline_manifest.json").unlink()
+    assert run_command(main, line(tmp_path)) == 0
+
+
+def test_several_ranks_are_refused(monkeypatch, tmp_path, capsys):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert run_command(main, line(tmp_path)) == 2
+    assert "one process" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
@@ -93,6 +114,9 @@ def test_a_finished_phase_is_skipped_and_another_configuration_refused(finished,
         (["--set", "encoder.preset=tinny"], "did you mean 'tiny'"),
         (["--set", "encoder.arch=tubelet", "--set", "encoder.soft=false"], "no meaning for arch tubelet"),
         (["--set", "data.dataset=ssv2"], "data.root is required"),
+        (["--set", "data.frames=4"], "data.frames 4"),
+        (["--set", "pretrain.batch=6", "--set", "pretrain.accumulate=4"], "does not divide into 4"),
+        (["--set", "encoder.arch=tubelet", "--set", "pretrain.entropy_weight=1"], "no meaning for arch tubelet"),
         (["--set", "data.size=20"], "12×20×20 does not divide"),
         (["--set", "pretrain.target=chunk", "--set", "encoder.arch=tubelet"], "needs a chunk encoder"),
     ],
@@ -161,6 +185,31 @@ def test_real_files_in_the_ssv2_layout_start_the_real_configuration(tmp_path, ca
     assert run_command(main, ["--work_dir", str(tmp_path / "out"), "--config", config, *sets]) == 0
     last = json.loads((tmp_path / "out" / "pipeline_manifest.json").read_text())["phases"]["pretrain"]["last"]
     assert last["step"] == 2 and last["energy"] > 0
+
+
+def test_unreadable_files_are_named_left_out_and_counted(tmp_path):
+    from polyspace.data.clip_source import FileClips
+    from polyspace.data.records import ClipRecord
+    from polyspace.data.sampling import Sampling
+    from polyspace.data.video_writer import write_video
+    from polyspace.utils.plan import Plan
+
+    clip = torch.randint(0, 255, (8, 16, 16, 3), dtype=torch.uint8)
+    write_video(tmp_path / "good.mp4", clip.numpy(), 8)
+    (tmp_path / "bad.mp4").write_bytes(b"no video")
+    names = ["bad", "good", "good2"]
+    (tmp_path / "good2.mp4").write_bytes((tmp_path / "good.mp4").read_bytes())
+    records = [ClipRecord(n, tmp_path / f"{n}.mp4", 0, n) for n in names]
+    plan = Plan(frames=4, resize=16, crop=(16, 16), mean=(0.5,) * 3, std=(0.5,) * 3)
+    for workers in (0, 1):
+        source = FileClips(records, plan, Sampling.parse("segments"), workers, max_failed=0.5)
+        batch = source.batch(torch.arange(3))
+        assert batch.video.shape == (2, 4, 16, 16, 3) and batch.rows == (1, 2) and batch.indices == [1, 2]
+        assert list(source.failed) == ["bad"] and source.first(1).shape[0] == 1
+        source.close()
+    strict = FileClips(records, plan, Sampling.parse("segments"), 0, max_failed=0.1)
+    with pytest.raises(UserError, match="more than the allowed 10%"):
+        strict.batch(torch.arange(3))
 
 
 def test_encoder_keys_mirror_the_constructor():

@@ -4,7 +4,6 @@ import torch
 from polyspace.utils.monitor import (
     collapse_alarm,
     effective_rank,
-    median_error,
     position_std,
     usage_perplexity,
 )
@@ -24,15 +23,6 @@ def test_features_that_know_only_where_have_no_std():
 def test_even_use_has_perplexity_one():
     assert usage_perplexity(torch.tensor([[2.0, 2, 2, 0]])).item() == pytest.approx(1)
     assert usage_perplexity(torch.tensor([[1e6, 1, 1, 0]])).item() == pytest.approx(1 / 3, abs=1e-3)
-
-
-def test_the_median_is_the_best_constant_under_l1():
-    x = torch.tensor([[[0.0]], [[1.0]], [[5.0]]])
-    assert median_error(x).item() == pytest.approx((1 + 0 + 4) / 3)
-    best = min((x - c).abs().mean().item() for c in torch.linspace(-1, 6, 141))
-    assert median_error(x).item() == pytest.approx(best, abs=1e-6)
-    valid = torch.tensor([[True], [True], [False]])
-    assert median_error(x, valid).item() == pytest.approx(0.5)
 
 
 def test_the_alarm_speaks_on_collapse_only():

@@ -125,7 +125,8 @@ class ColumnResNet(nn.Module):
             hidden = hidden.to(video.device)
             columns = columns.masked_fill(hidden.view(-1, t, h * w).transpose(1, 2).reshape(-1, t, 1), 0)
             keep = ~hidden.view(-1, t, h * w).all(1).flatten()  # columns with anything visible
-            last = int((~hidden).view(-1, t, h * w).any(2).any(0).nonzero().max()) + 1
+            steps = (~hidden).view(-1, t, h * w).any(2).any(0)
+            last = int((steps * torch.arange(1, t + 1, device=steps.device)).max().clamp_min(1))
             columns, row = columns[keep, :last], keep.long().cumsum(0) - 1
         deep = self.columns(columns)  # (n, last, dim)
         clip = torch.arange(len(video), device=video.device)[:, None] * (h * w)

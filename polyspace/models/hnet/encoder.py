@@ -43,6 +43,8 @@ def pack_visible(hidden: Bool[Tensor, "B N"]) -> tuple[Int[Tensor, "B V"], Bool[
     """Indices of the visible cells of each clip in order, padded with 0 to the most that any clip has, and `valid`."""
     seen = ~hidden
     counts = seen.sum(1)
+    if not bool(seen.any()):
+        raise ValueError("every cell of every clip is hidden: there is nothing to encode")
     order = hidden.to(torch.uint8).argsort(dim=1, stable=True)[:, : int(counts.max())]
     valid = torch.arange(order.shape[1], device=hidden.device) < counts[:, None]
     return torch.where(valid, order, 0), valid

@@ -26,4 +26,4 @@ class ChunkPosition(nn.Module):
             return code
         size = sizes[..., None]
         facts = torch.cat([centroids / self.extent, size.clamp_min(1e-3).log(), size / self.extent], -1)
-        return code + self.mlp(facts)
+        return code + self.mlp(facts.to(self.mlp.fc1.weight.dtype))

@@ -82,8 +82,10 @@ class BoundaryGate(nn.Module):
 
     def forward(self, before: Float[Tensor, "B V D"], now: Float[Tensor, "B V D"]) -> Float[Tensor, "B V"]:
         with full_precision(now):
-            similarity = F.cosine_similarity(self.before(wide(before)), self.now(wide(now)), dim=-1, eps=1e-6)
-            return ((self.threshold - similarity) / self.temperature).sigmoid()
+            a = F.linear(wide(before), wide(self.before.weight))
+            b = F.linear(wide(now), wide(self.now.weight))
+            similarity = F.cosine_similarity(a, b, dim=-1, eps=1e-6)
+            return ((wide(self.threshold) - similarity) / self.temperature).sigmoid()
 
 
 class SparseRouting(nn.Module):

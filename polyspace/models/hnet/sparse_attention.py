@@ -12,8 +12,9 @@ from polyspace.models.hnet.blocks3d import BlockLayout, Grid, block_layout
 from polyspace.models.layers import attend, key_mask, split_heads
 
 BRANCHES = ("compressed", "selected", "local")
-# Cells from which the sparse form is the faster one: measured on a CPU by bench/attention.py, assumed on a GPU.
-SPARSE_FROM = {"cpu": 1600, "cuda": 8192}
+# Grids of so many cells are attended to sparsely: where that becomes the faster form on a CPU (bench/attention.py). The
+# grid decides, not the device or what is visible, so that a model is the same function everywhere.
+SPARSE_FROM = 1600
 
 
 class NativeSparseAttention(nn.Module):
@@ -21,15 +22,24 @@ class NativeSparseAttention(nn.Module):
 
     compressed: one mean key and value a block; selected: all cells of the `num_selected` blocks whose mean key fits
     the query block's mean query best; local: the cells in and `reach` cells around the query's block. Gates are
-    sigmoids per cell and head, 1/3 each at the start. Below the length where sparse wins (`dense` None), or when told
-    so, every branch sees all cells: (Σ gates) · dense attention. Padding never enters a mean, a key or a selection.
+    sigmoids per cell and head, 1/3 each at the start. On grids of less than `sparse_from` cells, or with `dense`,
+    every branch sees all cells: (Σ gates) · dense attention. Padding never enters a mean, a key or a selection.
     """
 
-    def __init__(self, dim: int, heads: int, block: Grid = (4, 4, 4), num_selected: int = 8, reach: int = 1) -> None:
+    def __init__(
+        self,
+        dim: int,
+        heads: int,
+        block: Grid = (4, 4, 4),
+        num_selected: int = 8,
+        reach: int = 1,
+        sparse_from: int = SPARSE_FROM,
+    ) -> None:
         super().__init__()
         if dim % heads:
             raise ValueError(f"width {dim} is not a multiple of {heads} heads")
         self.heads, self.block, self.num_selected, self.reach = heads, block, num_selected, reach
+        self.sparse_from = sparse_from
         self.qkv, self.out = nn.Linear(dim, 3 * dim), nn.Linear(dim, dim)
         self.gate = nn.Linear(dim, len(BRANCHES) * heads)
         nn.init.zeros_(self.gate.weight)
@@ -49,7 +59,7 @@ class NativeSparseAttention(nn.Module):
         q, k, v = self.qkv(x).chunk(3, -1)
         gates = self.gate(x).sigmoid().unflatten(-1, (len(BRANCHES), self.heads))  # (B,N,3,H)
         if dense is None:
-            dense = x.shape[1] < SPARSE_FROM.get(x.device.type, SPARSE_FROM["cuda"])
+            dense = grid[0] * grid[1] * grid[2] < self.sparse_from
         if dense:
             out = attend(q, k, v, self.heads, key_mask(key_padding_mask, None, q.dtype))
             return self.out((out.unflatten(-1, (self.heads, -1)) * gates.sum(2)[..., None]).flatten(2))

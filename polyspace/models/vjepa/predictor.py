@@ -1,7 +1,6 @@
 """From what was seen to what was hidden: a light transformer over context tokens and queries."""
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
@@ -29,16 +28,21 @@ class Predictor(nn.Module):
         valid: Bool[Tensor, "B M"] | None,
         query_places: Float[Tensor, "B Q 3"],
         hints: Float[Tensor, "B Q W"] | None = None,
+        query_valid: Bool[Tensor, "B Q"] | None = None,
     ) -> Float[Tensor, "B Q D"]:
-        """Predictions in the queries' order; `hints` are added to the queries (e.g. a code of the size asked for)."""
+        """Predictions in the queries' order; `hints` are added to the queries (e.g. a code of the size asked for).
+        Rows of invalid queries hold nothing of use, and influence no other."""
         context = self.into(tokens) + sincos_code(places, self.width).to(tokens.dtype)
         queries = self.query + sincos_code(query_places, self.width).to(tokens.dtype)
         if hints is not None:
             queries = queries + hints
         x = torch.cat([context, queries], 1)
         pad = None
-        if valid is not None and not bool(valid.all()):
-            pad = F.pad(~valid, (0, queries.shape[1]))
+        if valid is not None or query_valid is not None:
+            left = torch.ones_like(tokens[..., 0], dtype=torch.bool) if valid is None else valid
+            right = torch.ones_like(queries[..., 0], dtype=torch.bool) if query_valid is None else query_valid
+            pad = ~torch.cat([left, right], 1)
+            pad = pad if bool(pad.any()) else None
         for block in self.blocks:
             x = block(x, pad)
         return self.out(self.norm(x[:, tokens.shape[1] :]))

@@ -124,7 +124,9 @@ class TubeletViT(nn.Module):
         return Encoded(tokens, cells.valid, cells.coords, cells.valid.to(tokens.dtype), cells)
 
     def forward(self, video: Float[Tensor, "B T H W 3"], hidden: Bool[Tensor, "B *t h w"] | None = None) -> Features:
-        return _features(self.encode(video, hidden), None if hidden is not None else grid_of(video, self.unit, 2))
+        return _features(
+            self.encode(video, hidden), None if hidden is not None else grid_of(video, self.unit, self.unit_frames)
+        )
 
 
 class HNetViT(nn.Module):
@@ -189,7 +191,8 @@ class HNetViT(nn.Module):
         cells = self.stem(video, _flat(hidden, video, self.unit, self.unit_frames))
         routing = self.routing(cells, num_chunks)
         chunks = self.downsampler(cells, routing, num_chunks or self.max_chunks)
-        x = self.widen(chunks.tokens) + self.position(chunks.centroids, chunks.sizes)
+        x = self.widen(chunks.tokens)
+        x = x + self.position(chunks.centroids, chunks.sizes).to(x.dtype)
         tokens = self.vit(torch.where(chunks.valid[..., None], x, 0), ~chunks.valid)
         return Encoded(tokens, chunks.valid, chunks.centroids, chunks.sizes, cells, routing, chunks)
 

@@ -69,8 +69,8 @@ FAULTS = {
     ),
     "target without its norm": (
         "train/jepa.py",
-        "F.layer_norm(goal.float(), goal.shape[-1:]), weights",
-        "goal.float(), weights",
+        "goal = F.layer_norm(goal, goal.shape[-1:])",
+        "goal = goal * 1.0",
         STEP,
     ),
     "gradient into the target": (
@@ -86,7 +86,12 @@ FAULTS = {
         "_generator(seed, step, i - indices[0])",
         STEP,
     ),
-    "still chunks outweigh moving ones": ("train/jepa.py", "return hidden * share,", "return hidden * 1.0,", STEP),
+    "still chunks outweigh moving ones": (
+        "train/jepa.py",
+        "hidden_weight = hidden_weight * share",
+        "hidden_weight = hidden_weight * 1.0",
+        STEP,
+    ),
     "positions not centred in the variance": (
         "losses/vicregl.py",
         "torch.where(keep[..., None], z - mean, 0)",

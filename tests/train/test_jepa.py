@@ -82,6 +82,8 @@ def test_the_loss_is_its_terms_weighted():
 def test_the_energy_is_the_distance_to_the_targets_own_latents():
     p = phase("tubelet", masks=MaskPlan(1.0, horizon=1))
     b = batch(step=4)
+    with torch.no_grad():
+        p.target.model.vit.norm.weight.uniform_(0.5, 2)
     m = p.settings.masks.draw(GRID, 0, 4, range(6))
     seen = int((~m.hidden[0, :, 0, 0]).sum())
     with torch.no_grad():
@@ -219,3 +221,13 @@ def test_a_clip_that_is_left_out_shifts_no_other_clips_mask():
 def test_few_clips_raise_no_alarm():
     metrics = {k: v.item() for k, v in phase()(batch(2)).metrics.items()}
     assert "effective_rank" not in metrics and phase().alarm(metrics) is None
+
+
+def test_a_query_at_a_tokens_place_carries_the_tokens_code():
+    predictor, seen = Predictor(32, 16, 1, 2), []
+    torch.nn.init.zeros_(predictor.into.weight)
+    torch.nn.init.zeros_(predictor.into.bias)
+    predictor.blocks[0].register_forward_pre_hook(lambda _m, args: seen.append(args[0]))
+    places = torch.rand(2, 3, 3)
+    predictor(torch.randn(2, 3, 32), places, None, places)
+    assert torch.equal(seen[0][:, :3], seen[0][:, 3:])

@@ -22,10 +22,12 @@ from typing import Any
 
 import torch
 from learning_arms import ABLATIONS, ARMS, CLASSES, CLIPS, LABELS, PARTS, SWEEP, Arm
-from learning_measure import measure, measure_choice, raw_pixels
+from learning_figure import chunk_figures, learning_figure
+from learning_measure import measure, measure_choice, raw_pixels, target_of
 
 from polyspace.data.clip_source import MemoryClips
 from polyspace.data.moving import MovingClips, moving_clips
+from polyspace.train.checkpoint import load_checkpoint
 from polyspace.train.engine import PlainEngine
 from polyspace.train.jepa import JepaPhase
 from polyspace.train.loop import fit
@@ -115,7 +117,11 @@ def spawn(group: str, name: str, seed: int, args: argparse.Namespace, core: int)
 def run_all(group: str, args: argparse.Namespace) -> dict[str, list[dict[str, Any]]]:
     """All arms × seeds, `jobs` at a time, one core each; those with a result file are kept."""
     names = [n for n in GROUPS[group] if not args.only or n in args.only]
-    todo = [(n, s) for s in range(args.seeds) for n in names if not result_file(GROUPS[group][n], n, s, args).is_file()]
+    arms = GROUPS[group]
+    wanted = [(n, s) for s in range(args.seeds) for n in names if s < arms[n].seeds]
+    todo = [(n, s) for n, s in wanted if not result_file(arms[n], n, s, args).is_file()]
+    if len(todo) < len(wanted):
+        say(f"{len(wanted) - len(todo)} of {len(wanted)} results kept from before in {args.work}")
     running: dict[int, tuple[subprocess.Popen, str]] = {}
     while todo or running:
         for core in range(args.jobs):
@@ -128,7 +134,7 @@ def run_all(group: str, args: argparse.Namespace) -> dict[str, list[dict[str, An
                 say(f"{datetime.datetime.now():%H:%M} {name} seed {seed}")
                 running[core] = (spawn(group, name, seed, args, core), f"{name} seed {seed}")
         time.sleep(0.5)
-    return {n: [read_json(result_file(GROUPS[group][n], n, s, args)) for s in range(args.seeds)] for n in names}
+    return {n: [read_json(result_file(arms[n], n, s, args)) for m, s in wanted if m == n] for n in names}
 
 
 def identity(arm: Arm, args: argparse.Namespace) -> str:
@@ -209,6 +215,20 @@ def main() -> None:
         about |= {"machine": f"{platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}"}
         write_json(args.out, json.loads(json.dumps(about | {"date": datetime.date.today().isoformat()})))
         say(f"-> {args.out}")
+        if args.group == "main":
+            for picture in pictures(args):
+                say(f"-> {picture}")
+
+
+def pictures(args: argparse.Namespace) -> list[Path]:
+    """Beside the JSON: the arms, and the first H-Net run's chunks of held-out clips."""
+    stem = args.out.with_suffix("")
+    made = [learning_figure(read_json(args.out), stem.with_suffix(".png"))]
+    arm = ARMS["hnet_vjepa"]
+    phase = build(arm, 1, 0)
+    if load_checkpoint(args.work / f"hnet_vjepa_{identity(arm, args)}" / "seed0", phase) is not None:
+        made += chunk_figures(target_of(phase.eval()), clips(args.work, "test"), stem)
+    return made
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ HNET = {"arch": "hnet", "preset": "tiny"}
 VARIANCE: dict[str, Any] = {"variance_weight": 0.5, "covariance_weight": 0.02}
 TUBELET_STEP: dict[str, Any] = {"batch": 16} | VARIANCE
 HNET_STEP: dict[str, Any] = {"batch": 16}
-FIXED_STEPS = 3  # steps a chunk of the fixed grid: about the mean number of tokens that the gate chooses
+FIXED = (2, 2, 2)  # cells a chunk of the fixed grid: about the mean number of tokens that the gate chooses
 
 
 @dataclass(frozen=True)
@@ -25,6 +25,7 @@ class Arm:
     encoder: dict[str, Any]
     pretrain: dict[str, Any] | None = field(default_factory=dict)
     supervised: bool = False
+    seeds: int = 3
 
     def encoder_config(self) -> EncoderConfig:
         return validate(EncoderConfig, self.encoder)
@@ -39,14 +40,16 @@ ARMS = {
     "random_tubelet": Arm(TUBELET, None),
     "tubelet_vjepa": Arm(TUBELET, TUBELET_STEP),
     "hnet_vjepa": Arm(HNET, HNET_STEP),
-    "hnet_fixed": Arm(HNET | {"fixed": FIXED_STEPS}, HNET_STEP),
-    "supervised": Arm(HNET, {}, supervised=True),
+    "hnet_fixed": Arm(HNET | {"fixed": FIXED}, HNET_STEP),
+    "supervised": Arm(HNET, {}, supervised=True, seeds=1),
 }
 
 # one change each from hnet_vjepa
 ABLATIONS = {
     "hard_assignment": Arm(HNET | {"soft": False}, HNET_STEP),
     "mean_pooling": Arm(HNET | {"learned_pooling": False}, HNET_STEP),
+    "no_regions": Arm(HNET | {"overlap": None}, HNET_STEP),
+    "any_overlap": Arm(HNET | {"overlap": 0.0}, HNET_STEP),
     "no_size_positions": Arm(HNET | {"adaptive_positions": False}, HNET_STEP),
     "tubelet_stem": Arm(HNET | {"stem": "tubelet"}, HNET_STEP),
     "no_cell_attention": Arm(HNET | {"cell_depth": 0}, HNET_STEP),

@@ -18,7 +18,7 @@ from polyspace.train.probing import Part, attentive_probe, linear_probe
 from polyspace.train.supervised import SupervisedPhase
 from polyspace.utils.monitor import effective_rank
 
-BUDGETS = (12, 24, 36, 54, 72)
+BUDGETS = (6, 12, 24, 36, 72)
 
 
 @torch.no_grad()
@@ -27,19 +27,19 @@ def features(
 ) -> Part:
     """Tokens and their mean over real ones, in blocks of 100 clips; `shuffle` puts each clip's frames in random
     order."""
-    tokens, valid, generator = [], [], torch.Generator().manual_seed(0)
+    pooled, tokens, valid, generator = [], [], [], torch.Generator().manual_seed(0)
     for block in clips.video.split(100):
         if shuffle:
             order = torch.rand(len(block), block.shape[1], generator=generator).argsort(1)
             block = block[torch.arange(len(block))[:, None], order]
         e = encode(encoder, normalise(block), num_chunks)
+        pooled.append(e.pooled())
         tokens.append(e.tokens)
         valid.append(e.valid)
     longest = max(t.shape[1] for t in tokens)
     padded = torch.cat([torch.nn.functional.pad(t, (0, 0, 0, longest - t.shape[1])) for t in tokens])
     mask = torch.cat([torch.nn.functional.pad(v, (0, longest - v.shape[1])) for v in valid])
-    pooled = (padded * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)
-    return Part(pooled, clips.label, padded, mask)
+    return Part(torch.cat(pooled), clips.label, padded, mask)
 
 
 def encode(encoder: HNetViT | TubeletViT, video: Tensor, num_chunks: int | None = None) -> Encoded:
@@ -108,7 +108,7 @@ def flops(encoder: HNetViT | TubeletViT, video: Tensor) -> float:
 @torch.no_grad()
 def chunk_measures(encoder: HNetViT, clips: MovingClips, count: int = 100) -> dict[str, float]:
     """Over held-out clips: Spearman(M, motion); chunks of a still clip against the busiest tenth; adjusted Rand index
-    of cells' chunks and objects (cells by majority), beside that of the grid."""
+    of cells' chunks and objects (cells by majority), beside that of as many equal blocks of the grid."""
     video = clips.video[:count]
     e = encoder.encode(normalise(video))
     assert e.chunks is not None and clips.mask is not None
@@ -127,7 +127,8 @@ def chunk_measures(encoder: HNetViT, clips: MovingClips, count: int = 100) -> di
         assert part.chunks is not None
         name = "ari" if budget is None else f"ari_{budget}"
         out[name] = agreement(part.chunks.assignment.argmax(-1), cells.flatten(1))
-        out[f"{name}_grid"] = agreement(fixed_blocks((t, h, w), budget).expand(count, -1), cells.flatten(1))
+        blocks = fixed_blocks((t, h, w), round(part.valid.sum(1).double().mean().item()))
+        out[f"{name}_grid"] = agreement(blocks.expand(count, -1), cells.flatten(1))
     return out
 
 
@@ -137,13 +138,11 @@ def agreement(owner: Tensor, truth: Tensor) -> float:
     return float(sum(scores) / len(scores))
 
 
-def fixed_blocks(grid: tuple[int, int, int], budget: int | None) -> Tensor:
-    """The control without content: the grid's own cells, or about `budget` equal blocks of places over all time."""
+def fixed_blocks(grid: tuple[int, int, int], budget: int) -> Tensor:
+    """The control without content: about `budget` equal blocks of places over all time."""
     t, h, w = grid
-    if budget is None:
-        return torch.arange(t * h * w)
-    rows = max(1, round(budget**0.5))
-    cols = max(1, budget // rows)
+    rows = min(h, max(1, round(budget**0.5)))
+    cols = min(w, max(1, budget // rows))
     block = (torch.arange(h) * rows // h)[:, None] * cols + (torch.arange(w) * cols // w)[None]
     return block.expand(t, h, w).flatten()
 

@@ -1,5 +1,7 @@
 """The only transformer block of the house, and the one positional code that every grid and chunk uses."""
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float
@@ -89,18 +91,16 @@ def key_mask(
 
 
 class Block(nn.Module):
-    """Pre-norm transformer block: x + Attention(LN x), then x + Mlp(LN x)."""
+    """Pre-norm transformer block: x + attention(LN x), then x + Mlp(LN x).
 
-    def __init__(self, dim: int, heads: int, mlp_ratio: float = 4.0) -> None:
+    `attention` is any module (x, *where) -> x's shape, self-attention by default; forward hands `where` on to it.
+    """
+
+    def __init__(self, dim: int, heads: int, mlp_ratio: float = 4.0, attention: nn.Module | None = None) -> None:
         super().__init__()
-        self.norm1, self.attention = nn.LayerNorm(dim), Attention(dim, heads)
+        self.norm1, self.attention = nn.LayerNorm(dim), attention or Attention(dim, heads)
         self.norm2, self.mlp = nn.LayerNorm(dim), Mlp(dim, round(dim * mlp_ratio))
 
-    def forward(
-        self,
-        x: Float[Tensor, "B N D"],
-        key_padding_mask: Bool[Tensor, "B N"] | None = None,
-        key_bias: Float[Tensor, "B N"] | None = None,
-    ) -> Float[Tensor, "B N D"]:
-        x = x + self.attention(self.norm1(x), key_padding_mask, key_bias)
+    def forward(self, x: Float[Tensor, "B N D"], *where: Any) -> Float[Tensor, "B N D"]:
+        x = x + self.attention(self.norm1(x), *where)
         return x + self.mlp(self.norm2(x))

@@ -213,17 +213,14 @@ class JepaPhase(Phase):
                 out.append(("covariance", w.covariance, covariance_term(covariance)))
             if w.vicregl:
                 out.append(("vicregl", w.vicregl, self._second_view(video, cells, online, masks, step, indices)))
-        if online.routing is not None and self.encoder_gates():
+        if online.routing is not None and online.routing.gated:
             r = online.routing
-            out.append(("ratio", w.ratio, ratio_loss(r.boundary, r.prob, r.judged, _odds(w.cells_per_chunk))))
+            out.append(("ratio", w.ratio, ratio_loss(r.boundary, r.prob, r.judged, w.cells_per_chunk)))
             if w.boundary:
                 out.append(("boundary", w.boundary, boundary_loss(r.prob, r.judged)))
             if w.entropy and online.chunks is not None:
                 out.append(("entropy", w.entropy, entropy_loss(online.chunks.assignment, online.cells.valid)))
         return out
-
-    def encoder_gates(self) -> bool:
-        return isinstance(self.encoder, HNetViT) and self.encoder.routing.gate is not None
 
     def _second_view(
         self, video: Tensor, cells: Tensor, online: Encoded, masks: Masks, step: int, indices: list[int]
@@ -241,8 +238,7 @@ class JepaPhase(Phase):
         """What tells learning from collapse (utils/monitor.py); rank and spread need a handful of clips."""
         out = {"chunks": known.valid.sum(1).float().mean()}
         if len(known.tokens) >= LEAST_CLIPS:
-            pooled = (known.tokens * known.valid[..., None]).sum(1) / known.valid.sum(1, keepdim=True).clamp_min(1)
-            out |= {"effective_rank": effective_rank(pooled), "position_std": position_std(known.on_grid())}
+            out |= {"effective_rank": effective_rank(known.pooled()), "position_std": position_std(known.on_grid())}
             if asked.index is not None:
                 out["skill"] = 1 - loss / self._ignorance(known, asked, asked.index).clamp_min(1e-6)
         if known.routing is not None:
@@ -264,10 +260,6 @@ class JepaPhase(Phase):
 
     def alarm(self, metrics: dict[str, Any]) -> str | None:
         return collapse_alarm(metrics, self.encoder.dim)
-
-
-def _odds(cells_per_chunk: float) -> float:
-    return max(cells_per_chunk, 1.0001)
 
 
 def _nearness(masks: Masks, grid: tuple[int, int, int]) -> Tensor:

@@ -1,5 +1,6 @@
 """Phase 1, pretrain: its configuration, and from it encoder, data and phase."""
 
+import inspect
 import json
 from pathlib import Path
 from typing import Any, Literal
@@ -56,7 +57,8 @@ class EncoderConfig(Config):
     conv_blocks: tuple[int, ...] | None = None
     stem: Literal["resnet", "tubelet"] | None = None
     soft: bool | None = None
-    fixed: int | None = None
+    fixed: tuple[int, int, int] | None = None
+    overlap: float | None = None
     learned_pooling: bool | None = None
     learned_selection: bool | None = None
     adaptive_positions: bool | None = None
@@ -104,20 +106,25 @@ def build_encoder(config: EncoderConfig) -> HNetViT | TubeletViT:
     """The preset with the given overrides; `arch: tubelet` keeps what both have."""
     if config.preset not in PRESETS:
         raise UserError(f"encoder.preset {config.preset!r} is unknown{did_you_mean(config.preset, PRESETS)}")
-    may_be_none = ("max_chunks", "fixed")
-    given = config.model_dump(exclude={"arch", "preset"}, exclude_unset=True)
-    given = {k: v for k, v in given.items() if v is not None or k in may_be_none}
-    values = PRESETS[config.preset] | given
+    kind = HNetViT if config.arch == "hnet" else TubeletViT
     try:
-        if config.arch == "hnet":
-            return HNetViT(**values)
-        shared = ("dim", "depth", "heads", "unit", "unit_frames", "recompute")
-        for key in given:
-            if key not in shared:
-                raise UserError(f"encoder.{key} has no meaning for arch tubelet")
-        return TubeletViT(**{k: v for k, v in values.items() if k in shared})
+        return kind(**encoder_values(config))
     except ValueError as error:
         raise UserError(f"encoder: {error}") from error
+
+
+def encoder_values(config: EncoderConfig) -> dict[str, Any]:
+    """Every argument of the encoder's constructor: its defaults, the preset, the given overrides."""
+    may_be_none = ("max_chunks", "fixed", "overlap")
+    given = config.model_dump(exclude={"arch", "preset"}, exclude_unset=True)
+    given = {k: v for k, v in given.items() if v is not None or k in may_be_none}
+    known = inspect.signature(HNetViT if config.arch == "hnet" else TubeletViT).parameters
+    for key in given:
+        if key not in known:
+            raise UserError(f"encoder.{key} has no meaning for arch {config.arch}")
+    defaults = {key: p.default for key, p in known.items() if p.default is not inspect.Parameter.empty}
+    preset = {key: value for key, value in PRESETS[config.preset].items() if key in known}
+    return defaults | preset | given
 
 
 def build_phase(encoder: HNetViT | TubeletViT, config: PretrainConfig, seed: int) -> JepaPhase:
@@ -254,7 +261,8 @@ def run_pretrain(config: Any, folder: Path, device: torch.device) -> dict[str, A
 def save_encoder(folder: Path, phase: JepaPhase, config: EncoderConfig, data: dict[str, Any]) -> None:
     """The target encoder alone, for use: encoder.safetensors and encoder.json."""
     save_tensors(folder / "encoder.safetensors", phase.target.model.state_dict())
-    about = {"version": 1, "encoder": config.model_dump(exclude_unset=True), "data": data}
+    encoder = {"arch": config.arch, "preset": config.preset} | encoder_values(config)
+    about = {"version": 1, "encoder": encoder, "data": data}
     write_json(folder / "encoder.json", about | {"sha256": sha256_file(folder / "encoder.safetensors")})
 
 

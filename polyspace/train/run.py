@@ -57,6 +57,7 @@ def run(config: RunConfig) -> dict[str, Any]:
         raise UserError("main.py runs on one process; several ranks would each run the whole job in the same folder")
     device = get_device(config.device)
     try_writing(config.work_dir)
+    write_json(config.work_dir / "run.json", run_info("train", config))
     path = config.work_dir / "pipeline_manifest.json"
     manifest: dict[str, Any] = read_json(path, "pipeline manifest") if path.is_file() else {"version": 1, "phases": {}}
     for name in names:
@@ -73,7 +74,6 @@ def run(config: RunConfig) -> dict[str, Any]:
             "seconds": round(time.monotonic() - start, 1),
         }
         write_json(path, manifest)
-        write_json(config.work_dir / "run.json", run_info("train", config))
     return manifest
 
 

@@ -22,12 +22,15 @@ class SupervisedPhase(Phase):
     def forward(self, batch: VideoBatch) -> StepOutput:
         assert batch.video is not None and batch.label is not None
         encoded = self.encoder.encode(batch.video)
-        count = encoded.valid.sum(1, keepdim=True).clamp_min(1)
-        logits = self.head((encoded.tokens * encoded.valid[..., None]).sum(1) / count)
+        logits = self.head(encoded.pooled())
         loss = F.cross_entropy(logits, batch.label)
         right = (logits.argmax(1) == batch.label).float().mean()
-        metrics = {"cross_entropy": loss.detach(), "accuracy": right.detach(), "chunks": count.float().mean()}
+        metrics = {
+            "cross_entropy": loss.detach(),
+            "accuracy": right.detach(),
+            "chunks": encoded.valid.sum(1).float().mean(),
+        }
         r = encoded.routing
-        if r is not None and isinstance(self.encoder, HNetViT) and self.encoder.routing.gate is not None:
+        if r is not None and r.gated:
             loss = loss + self.ratio_weight * ratio_loss(r.boundary, r.prob, r.judged, self.cells_per_chunk)
         return StepOutput(loss, metrics)

@@ -1,5 +1,3 @@
-from dataclasses import replace
-
 import pytest
 import torch
 
@@ -57,7 +55,8 @@ ENCODERS = {
     "hard": {"soft": False},
     "budget": {"max_chunks": 7},
     "learned selection": {"max_chunks": 7, "learned_selection": True},
-    "fixed": {"fixed": 2},
+    "fixed": {"fixed": (2, 1, 2)},
+    "columns": {"overlap": None},
     "no cells' attention": {"cell_depth": 0},
 }
 
@@ -99,7 +98,7 @@ def test_cells_are_the_same_with_and_without_a_hidden_future():
 
 def test_frozen_to_the_grid_with_the_tubelet_stem_it_is_the_tubelet_baseline():
     plain = TubeletViT(32, 2, 2, U)
-    ours = encoder(stem="tubelet", cell_depth=0, fixed=1)
+    ours = encoder(stem="tubelet", cell_depth=0, fixed=(1, 1, 1))
     ours.stem.load_state_dict(plain.stem.state_dict())
     ours.vit.load_state_dict(plain.vit.state_dict())
     for hidden in (None, hide("tubes"), hide("any")):
@@ -262,7 +261,7 @@ def packed(coords: list[list[int]], features: torch.Tensor) -> Cells:
 
 def test_a_chunk_is_the_mean_of_its_cells_until_queries_are_learned():
     cells = packed([[0, 0, 0], [1, 0, 0], [2, 0, 0]], torch.randn(3, 32))
-    routing = SparseRouting(32, 1, depth=0, fixed=3)(cells)
+    routing = SparseRouting(32, 1, depth=0, fixed=(3, 1, 1))(cells)
     pooling = LearnedAttentionPooling(32, 1)
     chunks = pooling(cells, routing)
     assert torch.allclose(chunks.tokens[0, 0], cells.x[0].mean(0), atol=1e-6)
@@ -274,13 +273,30 @@ def test_a_chunk_is_the_mean_of_its_cells_until_queries_are_learned():
 
 
 def test_a_surplus_chunk_joins_what_it_resembles_not_what_is_nearest():
-    """Three columns: the middle one looks like the far one, and the budget is two."""
+    """Three columns that touch nowhere: the short one lies nearer to the first and looks like the last."""
     a, b = torch.eye(32)[0], torch.eye(32)[1]
-    cells = packed([[0, 0, 0], [0, 0, 1], [0, 0, 3]], torch.stack([a, b, b]))
-    routing = SparseRouting(32, 1, depth=0)(cells)
-    routing = replace(routing, prob=torch.tensor([[0.9, 0.1, 0.8]]))
-    chunks = LearnedAttentionPooling(32, 1)(cells, routing, num_chunks=2)
-    assert chunks.assignment[0, 1, 1] > 0.9
+    places = [[0, 0, 0], [0, 1, 1], [0, 3, 3], [1, 0, 0], [1, 3, 3]]
+    cells = packed(places, torch.stack([a, b, b, a, b]))
+    routing = SparseRouting(32, 1, depth=0)(cells, num_chunks=2)
+    assert routing.valid.sum() == 3
+    chunks = LearnedAttentionPooling(32, 1)(cells, routing, most=2)
+    assert chunks.valid.sum() == 2 and chunks.assignment[0, 1, 1] > 0.9
+
+
+def test_still_ground_of_two_colours_and_what_crosses_it():
+    """The left half is a, the right half b, and c crosses the first row, one place a step."""
+    a, b, c = torch.eye(32)[:3]
+    places = [[t, i, j] for t in range(3) for i in range(4) for j in range(4)]
+    look = [c if i == 0 and j == t else (a if j < 2 else b) for t, i, j in places]
+    cells = packed(places, torch.stack(look))
+    owner = SparseRouting(32, 1, depth=0, soft=False)(cells).own.view(3, 4, 4)
+    left, right = owner[0, 1, 0], owner[0, 1, 3]
+    assert left != right
+    assert (owner[:, 1:, :2] == left).all() and (owner[:, 1:, 2:] == right).all()
+    crossing = [owner[t, 0, t].item() for t in range(3)]
+    assert len({*crossing, left.item(), right.item()}) == 5  # what moves keeps its steps apart
+    apart = SparseRouting(32, 1, depth=0, soft=False, overlap=None)(cells)
+    assert apart.valid.sum() == 13 + 2 + 3 + 2 and (apart.own.view(3, 4, 4)[0] == torch.arange(16).view(4, 4)).all()
 
 
 def test_attention_among_cells_is_decided_by_the_grid_not_by_what_is_visible():

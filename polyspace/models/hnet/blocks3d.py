@@ -6,7 +6,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-Grid = tuple[int, int, int]
+from polyspace.models.hnet.encoder import Grid
 
 
 @dataclass(frozen=True)

@@ -7,15 +7,18 @@ from torch import Tensor
 from polyspace.utils.misc import straight_through
 
 
-def dechunk(tokens: Float[Tensor, "B M D"], assignment: Float[Tensor, "B V M"]) -> Float[Tensor, "B V D"]:
-    """y_i = Σ_k A_ik·z_k, the adjoint of the sum Σ_i A_ik·f_i that chunking makes. The soft assignment is H-Net's
-    smoothing one step back: y = p·z_own + (1 − p)·z_before. Renumbering the slots changes nothing."""
-    return assignment.to(tokens.dtype) @ tokens
+def dechunk(
+    tokens: Float[Tensor, "B M D"], assignment: Float[Tensor, "B V M"], prob: Float[Tensor, "B V"] | None = None
+) -> Float[Tensor, "B V D"]:
+    """y_i = c_i·Σ_k A_ik·z_k, the adjoint of the sum Σ_i A_ik·f_i that chunking makes. The soft assignment is H-Net's
+    smoothing one step back: y = p·z_own + (1 − p)·z_before. Renumbering the slots changes nothing.
 
-
-def with_confidence(y: Float[Tensor, "B V D"], prob: Float[Tensor, "B V"]) -> Float[Tensor, "B V D"]:
-    """y·c with c worth 1 and the gradient of max(p, 1 − p): a wrong and sure decision is felt (H-Net, equation 7)."""
-    confidence = torch.maximum(prob, 1 - prob)
+    c is 1 and carries the gradient of the confidence max(p, 1 − p) of each cell's decision `prob`, so that a wrong and
+    sure one is felt (H-Net, arXiv 2507.07955, equation 7)."""
+    y = assignment.to(tokens.dtype) @ tokens
+    if prob is None:
+        return y
+    confidence = torch.maximum(prob, 1 - prob).to(y.dtype)
     return y * straight_through(torch.ones_like(confidence), confidence)[..., None]
 
 

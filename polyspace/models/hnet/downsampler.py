@@ -28,8 +28,8 @@ class LearnedAttentionPooling(nn.Module):
     """z_k = Σ_i w_ik f_i with w_ik ∝ A_ik·exp(⟨query_h, f_i⟩): a learned query token a head weighs a chunk's cells.
 
     Each head pools its own slice of the features, so that a chunk of one cell is that cell unchanged. Queries start at
-    0: the plain mean over the assignment. `learned` False keeps it that. Above `num_chunks` slots the surplus is merged
-    into the kept ones (`merge`); `bucket` rounds the number of slots up, for fewer shapes.
+    0: the plain mean over the assignment. `learned` False keeps it that. Slots above the budget are merged into kept
+    ones (`merge`): those of the highest learned score with `select`, else the largest.
     """
 
     def __init__(
@@ -53,13 +53,13 @@ class LearnedAttentionPooling(nn.Module):
         self,
         cells: Cells,
         routing: Routing,
-        num_chunks: int | None = None,
+        most: int | None = None,
         saliency: Float[Tensor, "B V"] | None = None,
     ) -> Chunks:
-        """Merge above `num_chunks`, pool; `saliency` ≥ 0 multiplies a cell's weight."""
+        """Merge above `most` slots, pool; `saliency` ≥ 0 multiplies a cell's weight."""
         assignment, valid = routing.assignment(cells.valid), routing.valid
-        if num_chunks is not None and valid.shape[1] > num_chunks:
-            merged, valid = self.merge(cells, routing, assignment, num_chunks)
+        if most is not None and valid.shape[1] > most:
+            merged, valid = self.merge(cells, routing, assignment, most)
             with full_precision(assignment):
                 assignment = assignment @ merged
         tokens = self.pool(routing.fine, assignment, saliency)
@@ -96,12 +96,6 @@ class LearnedAttentionPooling(nn.Module):
         total = (a @ weight).clamp_min(1e-12)
         return ((a @ weighted.flatten(2)).unflatten(-1, (self.heads, -1)) / total[..., None]).flatten(2)
 
-    def priority(self, routing: Routing) -> Float[Tensor, "B M"]:
-        """Which chunks to keep: the learned score where selection is learned, else p of the chunk's first cell."""
-        if self.score is not None:
-            return self.score(take_rows(routing.fine, routing.head)).squeeze(-1)
-        return routing.prob.gather(1, routing.head)
-
     def merge(
         self, cells: Cells, routing: Routing, assignment: Float[Tensor, "B V M"], num_chunks: int
     ) -> tuple[Float[Tensor, "B M S"], Bool[Tensor, "B S"]]:
@@ -112,7 +106,7 @@ class LearnedAttentionPooling(nn.Module):
         with full_precision(assignment):
             mean = assignment.transpose(1, 2) @ cells.x.to(assignment.dtype) / mass.clamp_min(1e-6)[..., None]
         z = F.normalize(mean, dim=-1)
-        score = self.priority(routing)
+        score = mass if self.score is None else self.score(self.pool(routing.fine, assignment, None)).squeeze(-1)
         ranked = torch.where(routing.valid, score.detach(), float("-inf"))
         kept = ranked.topk(num_chunks, dim=1).indices.sort(1).values  # (B,S)
         kept_valid = routing.valid.gather(1, kept)

@@ -25,5 +25,5 @@ class ChunkPosition(nn.Module):
         if self.mlp is None:
             return code
         size = sizes[..., None]
-        facts = torch.cat([centroids / self.extent, size.clamp_min(1e-3).log(), size / self.extent], -1)
+        facts = torch.cat([centroids / self.extent, size.clamp_min(1e-3).log(), size / self.extent**2], -1)
         return code + self.mlp(facts.to(self.mlp.fc1.weight.dtype))

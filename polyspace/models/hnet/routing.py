@@ -1,8 +1,9 @@
 """Which cells belong together: attention among cells, a boundary where a place changes, and runs between boundaries.
 
 A column of cells (one place over time) is cut where a cell differs enough from the one before it: H-Net's dynamic
-chunking along time (arXiv 2507.07955, section 2.2), for every place at once. What stands still becomes one chunk
-however long it lasts; what moves keeps its cells. The number of chunks follows the content of each clip.
+chunking along time (arXiv 2507.07955, section 2.2), for every place at once. Runs side by side that look alike by the
+same gate, over the same steps, are one chunk. A still wall becomes one chunk however large it is and however long it
+lasts; what moves keeps its steps apart. The number of chunks follows the content of each clip.
 """
 
 import math
@@ -13,49 +14,32 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from polyspace.models.hnet.encoder import Cells, take_rows
+from polyspace.models.hnet.encoder import Cells, Grid, take_rows
+from polyspace.models.hnet.regions import LAST, Edges, join, side_edges
 from polyspace.models.hnet.sparse_attention import NativeSparseAttention
-from polyspace.models.layers import Mlp, sincos_code
+from polyspace.models.layers import Block, sincos_code
 from polyspace.utils.misc import full_precision, wide
-
-Grid = tuple[int, int, int]
-
-
-class SparseBlock(nn.Module):
-    """Pre-norm block whose attention is native sparse attention over the grid."""
-
-    def __init__(self, dim: int, heads: int, mlp_ratio: float = 4.0) -> None:
-        super().__init__()
-        self.norm1, self.attention = nn.LayerNorm(dim), NativeSparseAttention(dim, heads)
-        self.norm2, self.mlp = nn.LayerNorm(dim), Mlp(dim, round(dim * mlp_ratio))
-
-    def forward(
-        self, x: Float[Tensor, "B V D"], grid: Grid, cells: Int[Tensor, "B V"], pad: Bool[Tensor, "B V"] | None
-    ) -> Float[Tensor, "B V D"]:
-        x = x + self.attention(self.norm1(x), grid, cells, pad)
-        return x + self.mlp(self.norm2(x))
 
 
 @dataclass(frozen=True)
 class Routing:
     """Cells with their context and the chunk each belongs to.
 
-    fine (B,V,D): contextualised cells. own, before (B,V): slot of a cell's chunk, and of the chunk before it in the
-    same column (its own where there is none). share (B,V): weight of `own` against `before`, 1 for hard assignment.
-    head (B,M): row of each chunk's first cell; valid (B,M). boundary, prob, judged (B,V): the decisions, and where
-    there was one to make (cells with a visible cell before them; for the others prob says how much they differ from
-    the visible cells beside them, 1 where there are none).
+    fine (B,V,D): contextualised cells. own, before (B,V): slot of a cell's chunk, and of the chunk that its column was
+    in before (its own where there is none). share (B,V): weight of `own` against `before`, 1 for hard assignment. valid
+    (B,M): slots in use. boundary, prob, judged (B,V): the decisions along time, and where there was one to make (cells
+    with a visible cell before them; prob is 1 elsewhere). gated: a gate decided, not the fixed grid.
     """
 
     fine: Float[Tensor, "B V D"]
     own: Int[Tensor, "B V"]
     before: Int[Tensor, "B V"]
     share: Float[Tensor, "B V"]
-    head: Int[Tensor, "B M"]
     valid: Bool[Tensor, "B M"]
     boundary: Bool[Tensor, "B V"]
     prob: Float[Tensor, "B V"]
     judged: Bool[Tensor, "B V"]
+    gated: bool = True
 
     def assignment(self, cells_valid: Bool[Tensor, "B V"]) -> Float[Tensor, "B V M"]:
         """share·onehot(own) + (1 − share)·onehot(before): rows of real cells sum to 1, of padding to 0."""
@@ -80,35 +64,83 @@ class BoundaryGate(nn.Module):
         nn.init.eye_(self.now.weight)
         self.threshold, self.temperature = nn.Parameter(torch.tensor(threshold)), temperature
 
-    def forward(self, before: Float[Tensor, "B V D"], now: Float[Tensor, "B V D"]) -> Float[Tensor, "B V"]:
-        with full_precision(now):
-            a = F.linear(wide(before), wide(self.before.weight))
-            b = F.linear(wide(now), wide(self.now.weight))
-            similarity = F.cosine_similarity(a, b, dim=-1, eps=1e-6)
-            return ((wide(self.threshold) - similarity) / self.temperature).sigmoid()
+    def forward(self, x: Float[Tensor, "B V D"]) -> "Likeness":
+        """Codes of the cells in both roles, to be compared by row."""
+        with full_precision(x):
+            roles = (F.linear(wide(x), wide(role.weight)) for role in (self.before, self.now))
+            return Likeness(*(F.normalize(code, dim=-1, eps=1e-6) for code in roles))
+
+    def prob(self, alike: Float[Tensor, "B V"]) -> Float[Tensor, "B V"]:
+        return ((wide(self.threshold) - alike) / self.temperature).sigmoid()
+
+
+@dataclass(frozen=True)
+class Likeness:
+    """Unit codes of cells as the earlier and as the later one of a pair, (B,V,D) each."""
+
+    earlier: Float[Tensor, "B V D"]
+    later: Float[Tensor, "B V D"]
+
+    def to(self, rows: Int[Tensor, "B V"]) -> Float[Tensor, "B V"]:
+        """cos between the cell in `rows` and each cell after it."""
+        return (take_rows(self.earlier, rows) * self.later).sum(-1)
+
+    def beside(self, rows: Int[Tensor, "B V"]) -> Float[Tensor, "B V"]:
+        """The same for cells beside each other, where neither is the earlier one: the mean of both ways."""
+        return (self.to(rows) + (take_rows(self.later, rows) * self.earlier).sum(-1)) / 2
+
+
+@dataclass(frozen=True)
+class SameBlock:
+    """Likeness of the fixed grid: 1 within a block of cells (steps, rows, columns), −1 between blocks."""
+
+    block: Int[Tensor, "B V"]
+
+    @classmethod
+    def of(cls, cells: Cells, size: Grid) -> "SameBlock":
+        _, h, w = cells.grid
+        i = cells.index
+        rows, cols = -(-h // size[1]), -(-w // size[2])
+        return cls((i // (h * w) // size[0] * rows + i // w % h // size[1]) * cols + i % w // size[2])
+
+    def to(self, rows: Int[Tensor, "B V"]) -> Float[Tensor, "B V"]:
+        return torch.where(self.block.gather(1, rows) == self.block, 1.0, -1.0)
+
+    beside = to
 
 
 class SparseRouting(nn.Module):
-    """Cells -> chunks along time: `depth` blocks of native sparse attention, then a boundary gate on the cells' own
-    features (before attention, so that position and neighbours don't decide whether a place has changed).
+    """Cells -> chunks: `depth` blocks of native sparse attention for context, a boundary gate along time on the cells'
+    own features (before attention, so that position and neighbours don't decide whether a place has changed), and the
+    same gate between columns: runs that look alike and share `overlap` of their steps (intersection over union) become
+    one chunk; None leaves every column its own chunks.
 
     `soft` weighs a cell between its chunk and the one before by the head's p (H-Net's smoothing, one step back), which
-    gives the gate a gradient from every loss; hard assignment leaves it the ratio loss alone. `fixed` (steps) cuts
-    every column into equal runs instead: the control that looks at no content.
+    gives the gate a gradient from every loss; hard assignment leaves it the ratio loss alone. `fixed` (steps, rows,
+    columns) cuts the grid into equal blocks instead: the control that looks at no content.
     """
 
     def __init__(
-        self, dim: int, heads: int, depth: int, soft: bool = True, fixed: int | None = None, threshold: float = 0.8
+        self,
+        dim: int,
+        heads: int,
+        depth: int,
+        soft: bool = True,
+        fixed: Grid | None = None,
+        threshold: float = 0.8,
+        overlap: float | None = 0.5,
     ) -> None:
         super().__init__()
-        self.blocks = nn.ModuleList([SparseBlock(dim, heads) for _ in range(depth)])
+        self.blocks = nn.ModuleList(
+            [Block(dim, heads, attention=NativeSparseAttention(dim, heads)) for _ in range(depth)]
+        )
         self.norm = nn.LayerNorm(dim) if depth else nn.Identity()
         self.gate = BoundaryGate(dim, threshold) if fixed is None else None
-        self.soft, self.fixed = soft, fixed
+        self.soft, self.fixed, self.overlap = soft, fixed, overlap
 
-    def forward(self, cells: Cells, num_chunks: int | None = None) -> Routing:
-        """`num_chunks`: where the content asks for fewer, more boundaries are cut, most probable first, until so many
-        chunks are there (or no cell is left). Surplus chunks are for the downsampler to merge."""
+    def forward(self, cells: Cells, num_chunks: int | None = None, max_chunks: int | None = None) -> Routing:
+        """`num_chunks` asks for so many chunks where a clip has that many cells, `max_chunks` for no more; what can't
+        be joined (parts that touch nowhere) is for the downsampler to merge."""
         x = cells.x
         if len(self.blocks):
             x = x + sincos_code(cells.coords, x.shape[-1]).to(x.dtype)
@@ -117,44 +149,74 @@ class SparseRouting(nn.Module):
             x = block(x, cells.grid, cells.index, pad)
         fine = torch.where(cells.valid[..., None], self.norm(x), 0)
         _, h, w = cells.grid
-        before, judged = neighbour_rows(cells, h * w, cells.index >= h * w)
+        find = RowFinder(cells)
+        before, judged = find.back(h * w, cells.index >= h * w)
         if self.gate is not None:
-            prob = torch.where(judged, self.gate(take_rows(cells.x, before), cells.x), self.sideways(cells))
+            likeness: Likeness | SameBlock = self.gate(cells.x)
+            threshold: Tensor | float = self.gate.threshold
+            prob = torch.where(judged, self.gate.prob(likeness.to(before)), 1)
             boundary = prob >= 0.5
             if num_chunks is not None:
                 boundary = boundary | most_probable(prob, judged, cells.valid, num_chunks)
         else:
-            boundary = (cells.index // (cells.grid[1] * cells.grid[2])) % (self.fixed or 1) == 0
+            likeness, threshold = SameBlock.of(cells, self.fixed or (1, 1, 1)), 0.0
+            boundary = likeness.to(before) < 0
             prob = boundary.to(wide(x).dtype)
         boundary = (boundary | ~judged) & cells.valid
-        return group(fine, cells, before, judged, boundary, prob, self.soft and self.gate is not None)
+        run, earlier, head, counts = follow(before, judged, boundary, cells.grid[0])
+        share = prob.gather(1, head) if self.soft and self.gate is not None else torch.ones_like(prob)
+        if self.overlap is not None or num_chunks is not None or max_chunks is not None:
+            edges = self.touching(cells, find, likeness, run, before, boundary & judged, counts)
+            least, most = (num_chunks, num_chunks) if num_chunks is not None else (None, max_chunks)
+            region = join(edges, counts, int(counts.max()), threshold, least, most)
+            region, counts = renumber(region, counts)
+            run, earlier = region.gather(1, run), region.gather(1, earlier)
+        valid = torch.arange(int(counts.max()), device=run.device) < counts[:, None]
+        own, earlier = (torch.where(cells.valid, s, 0) for s in (run, earlier))
+        return Routing(fine, own, earlier, share, valid, boundary, prob, judged, self.gate is not None)
 
-    def sideways(self, cells: Cells) -> Float[Tensor, "B V"]:
-        """The gate between a cell and the visible ones to its left and above: the smaller p, 1 without any. It ranks
-        the first chunks of columns when a budget makes some of them merge."""
-        assert self.gate is not None
+    def touching(
+        self,
+        cells: Cells,
+        find: "RowFinder",
+        likeness: "Likeness | SameBlock",
+        run: Int[Tensor, "B V"],
+        before: Int[Tensor, "B V"],
+        cut: Bool[Tensor, "B V"],
+        counts: Int[Tensor, " B"],
+    ) -> Edges:
+        """Edges between runs side by side, and (last of all) between a run and the one before it."""
         _, h, w = cells.grid
-        prob = torch.ones_like(wide(cells.x[..., 0]))
-        for back, inside in ((1, cells.index % w > 0), (w, cells.index // w % h > 0)):
-            beside, there = neighbour_rows(cells, back, inside)
-            p = self.gate(take_rows(cells.x, beside), cells.x)
-            prob = torch.where(there, torch.minimum(prob, p), prob)
-        return prob
+        sides = [find.back(1, cells.index % w > 0), find.back(w, cells.index // w % h > 0)]
+        first = torch.cat([run.gather(1, rows) for rows, _ in sides], 1)
+        alike = torch.cat([likeness.beside(rows) for rows, _ in sides], 1)
+        there = torch.cat([is_there for _, is_there in sides], 1)
+        sizes = torch.zeros(len(run), int(counts.max()), dtype=torch.long, device=run.device)
+        sizes.scatter_add_(1, torch.where(cells.valid, run, 0), cells.valid.long())
+        overlap = 2.0 if self.overlap is None else self.overlap  # no two runs share more than all
+        side = side_edges(first, torch.cat([run, run], 1), alike, there, sizes, overlap)
+        along = torch.where(cut, likeness.to(before) - LAST, float("-inf"))
+        pairs = (side.a, run.gather(1, before)), (side.b, run), (side.alike, along)
+        return Edges(*(torch.cat(x, 1) for x in pairs))
 
 
-def neighbour_rows(
-    cells: Cells, back: int, inside: Bool[Tensor, "B V"]
-) -> tuple[Int[Tensor, "B V"], Bool[Tensor, "B V"]]:
-    """Row of the cell `back` grid places before each one (the own row where it isn't visible, or where `inside` is
-    False: it would lie across an edge), and whether it is there."""
-    t, h, w = cells.grid
-    b, v = cells.index.shape
-    rows = torch.arange(v, device=cells.index.device).expand(b, -1)
-    where = torch.full((b, t * h * w + 1), -1, device=rows.device, dtype=rows.dtype)
-    where.scatter_(1, torch.where(cells.valid, cells.index, t * h * w), rows)
-    found = where[:, :-1].gather(1, (cells.index - back).clamp_min(0))
-    there = cells.valid & inside & (found >= 0)
-    return torch.where(there, found, rows), there
+class RowFinder:
+    """Rows of packed cells by their place in the grid."""
+
+    def __init__(self, cells: Cells) -> None:
+        t, h, w = cells.grid
+        b, v = cells.index.shape
+        self.cells = cells
+        self.rows = torch.arange(v, device=cells.index.device).expand(b, -1)
+        where = torch.full((b, t * h * w + 1), -1, device=self.rows.device, dtype=self.rows.dtype)
+        self.where = where.scatter(1, torch.where(cells.valid, cells.index, t * h * w), self.rows)[:, :-1]
+
+    def back(self, places: int, inside: Bool[Tensor, "B V"]) -> tuple[Int[Tensor, "B V"], Bool[Tensor, "B V"]]:
+        """Row of the cell so many grid places before each one (the own row where it isn't visible, or where `inside` is
+        False: it would lie across an edge), and whether it is there."""
+        found = self.where.gather(1, (self.cells.index - places).clamp_min(0))
+        there = self.cells.valid & inside & (found >= 0)
+        return torch.where(there, found, self.rows), there
 
 
 def most_probable(
@@ -169,27 +231,21 @@ def most_probable(
     return judged & (place < num_chunks - first)
 
 
-def group(
-    fine: Float[Tensor, "B V D"],
-    cells: Cells,
-    before: Int[Tensor, "B V"],
-    judged: Bool[Tensor, "B V"],
-    boundary: Bool[Tensor, "B V"],
-    prob: Float[Tensor, "B V"],
-    soft: bool,
-) -> Routing:
-    """Follow each cell back to the boundary that opened its run, and number the runs in the cells' order."""
-    rows = torch.arange(cells.index.shape[1], device=before.device).expand_as(before)
+def follow(
+    before: Int[Tensor, "B V"], judged: Bool[Tensor, "B V"], boundary: Bool[Tensor, "B V"], steps: int
+) -> tuple[Int[Tensor, "B V"], Int[Tensor, "B V"], Int[Tensor, "B V"], Int[Tensor, " B"]]:
+    """Each cell's run, numbered in the cells' order, the run that its column was in before, the row of the run's first
+    cell, and the number of runs."""
+    rows = torch.arange(before.shape[1], device=before.device).expand_as(before)
     head = torch.where(boundary | ~judged, rows, before)
-    for _ in range(math.ceil(math.log2(max(cells.grid[0], 2)))):
+    for _ in range(math.ceil(math.log2(max(steps, 2)))):
         head = head.gather(1, head)
-    number = boundary.long().cumsum(1) - 1
-    counts = boundary.sum(1)
-    most = int(counts.max())
-    own = number.gather(1, head)
-    earlier = own.gather(1, before.gather(1, head))  # the run that the head's predecessor belongs to
-    share = prob.gather(1, head) if soft else torch.ones_like(prob)
-    own, earlier = (torch.where(cells.valid, s, 0) for s in (own, earlier))
-    valid = torch.arange(most, device=rows.device) < counts[:, None]
-    order = (~boundary).to(torch.uint8).argsort(dim=1, stable=True)[:, :most]
-    return Routing(fine, own, earlier, share, torch.where(valid, order, 0), valid, boundary, prob, judged)
+    run = (boundary.long().cumsum(1) - 1).clamp_min(0).gather(1, head)
+    return run, run.gather(1, before.gather(1, head)), head, boundary.sum(1)
+
+
+def renumber(region: Int[Tensor, "B M"], counts: Int[Tensor, " B"]) -> tuple[Int[Tensor, "B M"], Int[Tensor, " B"]]:
+    """Regions named by their lowest run -> regions 0, 1, 2 …, and how many there are (padding runs not counted)."""
+    runs = torch.arange(region.shape[1], device=region.device)
+    first = (region == runs) & (runs < counts[:, None])
+    return (first.long().cumsum(1) - 1).clamp_min(0).gather(1, region), first.sum(1)

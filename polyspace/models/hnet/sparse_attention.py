@@ -8,7 +8,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from polyspace.models.hnet.blocks3d import BlockLayout, Grid, block_layout
+from polyspace.models.hnet.blocks3d import BlockLayout, block_layout
+from polyspace.models.hnet.encoder import Grid
 from polyspace.models.layers import attend, key_mask, split_heads
 
 BRANCHES = ("compressed", "selected", "local")

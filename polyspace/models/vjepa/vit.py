@@ -18,8 +18,9 @@ from polyspace.models.hnet.pos_enc import ChunkPosition
 from polyspace.models.hnet.routing import Routing, SparseRouting
 from polyspace.models.layers import Block, sincos_code
 from polyspace.utils.errors import did_you_mean
+from polyspace.utils.misc import masked_mean
 
-# The conv width is a twenty-fourth of the ViT's in every preset.
+# The conv width is about a twenty-fourth of the ViT's in every preset.
 PRESETS: dict[str, dict[str, Any]] = {
     "tiny": dict(
         dim=96,
@@ -97,9 +98,15 @@ class Encoded:
     routing: Routing | None = None
     chunks: Chunks | None = None
 
+    def pooled(self) -> Float[Tensor, "B D"]:
+        """Mean of the clip's tokens."""
+        return masked_mean(self.tokens, self.valid)
+
     def on_cells(self) -> Float[Tensor, "B V D"]:
         """Latents of the visible cells: the tokens handed back to the cells they stand for."""
-        return self.tokens if self.chunks is None else dechunk(self.tokens, self.chunks.assignment)
+        if self.chunks is None or self.routing is None:
+            return self.tokens
+        return dechunk(self.tokens, self.chunks.assignment, self.routing.prob if self.routing.gated else None)
 
     def on_grid(self) -> Float[Tensor, "B N D"]:
         """The same on the whole grid, zeros where hidden."""
@@ -152,7 +159,8 @@ class HNetViT(nn.Module):
         conv_blocks: tuple[int, ...] = (2, 2, 2, 2),
         stem: Literal["resnet", "tubelet"] = "resnet",
         soft: bool = True,
-        fixed: int | None = None,
+        fixed: tuple[int, int, int] | None = None,
+        overlap: float | None = 0.5,
         learned_pooling: bool = True,
         learned_selection: bool = False,
         adaptive_positions: bool = True,
@@ -169,7 +177,7 @@ class HNetViT(nn.Module):
             if stem == "tubelet"
             else ColumnResNet(width, unit, unit_frames, conv_width, conv_blocks)
         )
-        self.routing = SparseRouting(width, cell_heads, cell_depth, soft, fixed)
+        self.routing = SparseRouting(width, cell_heads, cell_depth, soft, fixed, overlap=overlap)
         self.downsampler = LearnedAttentionPooling(width, cell_heads, learned_pooling, select=learned_selection)
         self.widen = nn.Identity() if width == dim else nn.Linear(width, dim)
         self.position = ChunkPosition(dim, adaptive=adaptive_positions)
@@ -189,8 +197,10 @@ class HNetViT(nn.Module):
         num_chunks: int | None = None,
     ) -> Encoded:
         cells = self.stem(video, _flat(hidden, video, self.unit, self.unit_frames))
-        routing = self.routing(cells, num_chunks)
-        chunks = self.downsampler(cells, routing, num_chunks or self.max_chunks)
+        most = self.max_chunks if num_chunks is None else num_chunks
+        selects = self.downsampler.score is not None  # then the learned score decides what is kept, not likeness
+        routing = self.routing(cells) if selects else self.routing(cells, num_chunks, self.max_chunks)
+        chunks = self.downsampler(cells, routing, most)
         x = self.widen(chunks.tokens)
         x = x + self.position(chunks.centroids, chunks.sizes).to(x.dtype)
         tokens = self.vit(torch.where(chunks.valid[..., None], x, 0), ~chunks.valid)

@@ -165,6 +165,8 @@ def show(arms: dict[str, dict[str, Any]]) -> None:
         "linear": 3,
         "probe": 3,
         "shuffled": 3,
+        "places_validation": 3,
+        "places_linear": 3,
         "skill": 2,
         "rankme": 1,
         "tokens": 1,

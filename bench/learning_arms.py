@@ -48,8 +48,8 @@ ARMS = {
 ABLATIONS = {
     "hard_assignment": Arm(HNET | {"soft": False}, HNET_STEP),
     "mean_pooling": Arm(HNET | {"learned_pooling": False}, HNET_STEP),
-    "no_regions": Arm(HNET | {"overlap": None}, HNET_STEP),
-    "any_overlap": Arm(HNET | {"overlap": 0.0}, HNET_STEP),
+    "regions_half": Arm(HNET, HNET_STEP | {"region_share": 0.5}),
+    "regions_always": Arm(HNET, HNET_STEP | {"region_share": 1.0}),
     "no_size_positions": Arm(HNET | {"adaptive_positions": False}, HNET_STEP),
     "tubelet_stem": Arm(HNET | {"stem": "tubelet"}, HNET_STEP),
     "no_cell_attention": Arm(HNET | {"cell_depth": 0}, HNET_STEP),
@@ -65,19 +65,20 @@ ABLATIONS = {
     "budgets": Arm(HNET, HNET_STEP | {"budgets": [0.08, 0.5]}),
 }
 
-# the same settings for both; chosen on the validation part
+# the same settings for both, chosen on the validation part; the last two vary the better of the first two
 _TRIES: dict[str, dict[str, Any]] = {
-    "base": VARIANCE,
-    "lr_low": VARIANCE | {"lr": 5e-4},
-    "lr_high": VARIANCE | {"lr": 2e-3},
-    "ema_fast": VARIANCE | {"ema": [0.98, 0.98]},
+    "variance": VARIANCE,
     "no_variance": {},
-    "batch_16": VARIANCE | {"batch": 16},
-    "batch_16_no_variance": {"batch": 16},
     "batch_8": VARIANCE | {"batch": 8},
+    "batch_8_no_variance": {"batch": 8},
 }
+_MORE: dict[str, dict[str, Any]] = {"lr_high": {"lr": 2e-3}, "ema_fast": {"ema": [0.98, 0.98]}}
+_OWN: dict[str, dict[str, Any]] = {"regions_half": {"region_share": 0.5}, "regions_always": {"region_share": 1.0}}
 SWEEP = {
-    f"{name}/{change}": Arm(encoder, {"batch": 32} | extra)
-    for name, encoder in (("tubelet_vjepa", TUBELET), ("hnet_vjepa", HNET))
-    for change, extra in _TRIES.items()
+    f"{name}/{change}": Arm(encoder, {"batch": 16} | extra)
+    for name, encoder, tries in (
+        ("tubelet_vjepa", TUBELET, _TRIES | {k: VARIANCE | v for k, v in _MORE.items()}),
+        ("hnet_vjepa", HNET, _TRIES | _MORE | _OWN),
+    )
+    for change, extra in tries.items()
 }

@@ -23,7 +23,11 @@ BUDGETS = (6, 12, 24, 36, 72)
 
 @torch.no_grad()
 def features(
-    encoder: HNetViT | TubeletViT, clips: MovingClips, num_chunks: int | None = None, shuffle: bool = False
+    encoder: HNetViT | TubeletViT,
+    clips: MovingClips,
+    num_chunks: int | None = None,
+    shuffle: bool = False,
+    regions: bool = True,
 ) -> Part:
     """Tokens and their mean over real ones, in blocks of 100 clips; `shuffle` puts each clip's frames in random
     order."""
@@ -32,7 +36,7 @@ def features(
         if shuffle:
             order = torch.rand(len(block), block.shape[1], generator=generator).argsort(1)
             block = block[torch.arange(len(block))[:, None], order]
-        e = encode(encoder, normalise(block), num_chunks)
+        e = encode(encoder, normalise(block), num_chunks, regions)
         pooled.append(e.pooled())
         tokens.append(e.tokens)
         valid.append(e.valid)
@@ -42,8 +46,10 @@ def features(
     return Part(torch.cat(pooled), clips.label, padded, mask)
 
 
-def encode(encoder: HNetViT | TubeletViT, video: Tensor, num_chunks: int | None = None) -> Encoded:
-    return encoder.encode(video, None, num_chunks) if isinstance(encoder, HNetViT) else encoder.encode(video)
+def encode(
+    encoder: HNetViT | TubeletViT, video: Tensor, num_chunks: int | None = None, regions: bool = True
+) -> Encoded:
+    return encoder.encode(video, None, num_chunks, regions) if isinstance(encoder, HNetViT) else encoder.encode(video)
 
 
 def target_of(phase: JepaPhase | SupervisedPhase) -> HNetViT | TubeletViT:
@@ -54,9 +60,17 @@ def measure_choice(phase: JepaPhase | SupervisedPhase, clips: dict[str, MovingCl
     """What a setting is chosen by: the linear probe on the validation part. The test part is not touched."""
     encoder = target_of(phase.eval())
     fit, choose = (features(encoder, clips[part]) for part in ("train", "validation"))
-    tokens = None if choose.valid is None else choose.valid.sum(1).double().mean().item()
     score = linear_probe(fit, choose, choose, CLASSES)
-    return {"validation": score, "rankme": effective_rank(choose.pooled).item(), "tokens": tokens}
+    out = {"validation": score, "rankme": effective_rank(choose.pooled).item(), "tokens": mean_tokens(choose)}
+    if isinstance(encoder, HNetViT):
+        fit, choose = (features(encoder, clips[part], regions=False) for part in ("train", "validation"))
+        out |= {"places_validation": linear_probe(fit, choose, choose, CLASSES), "places_tokens": mean_tokens(choose)}
+    return out
+
+
+def mean_tokens(part: Part) -> float:
+    assert part.valid is not None
+    return part.valid.sum(1).double().mean().item()
 
 
 def measure(phase: JepaPhase | SupervisedPhase, arm: Arm, clips: dict[str, MovingClips]) -> dict[str, Any]:
@@ -68,12 +82,17 @@ def measure(phase: JepaPhase | SupervisedPhase, arm: Arm, clips: dict[str, Movin
         "validation": linear_probe(fit, choose, choose, CLASSES),
         "probe": attentive_probe(fit, choose, test, CLASSES),
         "rankme": effective_rank(test.pooled).item(),
-        "tokens": test.valid.sum(1).double().mean().item() if test.valid is not None else None,
+        "tokens": mean_tokens(test),
         "flops_per_clip": flops(encoder, clips["test"].video[:16]),
         "skill": skill(phase, clips["test"]) if isinstance(phase, JepaPhase) and arm.pretrain is not None else None,
     }
     mixed = [features(encoder, clips[part], shuffle=True) for part in ("train", "validation", "test")]
     out["shuffled"] = linear_probe(mixed[0], mixed[1], mixed[2], CLASSES)
+    if isinstance(encoder, HNetViT):
+        parts = [features(encoder, clips[part], regions=False) for part in ("train", "validation", "test")]
+        out |= {"places_linear": linear_probe(parts[0], parts[1], parts[2], CLASSES)}
+        out |= {"places_validation": linear_probe(parts[0], parts[1], parts[1], CLASSES)}
+        out |= {"places_tokens": mean_tokens(parts[2])}
     if isinstance(encoder, HNetViT) and encoder.routing.gate is not None:
         out |= chunk_measures(encoder, clips["test"])
         out["budget_tokens"], out["budget_linear"] = [], []
@@ -122,10 +141,10 @@ def chunk_measures(encoder: HNetViT, clips: MovingClips, count: int = 100) -> di
         "spearman_motion": float(spearmanr(number, motion).statistic),
         "still_over_busy": (still.valid.sum(1).double().mean() / busy).item(),
     }
-    for budget in (None, 24, 12):
-        part = e if budget is None else encoder.encode(normalise(video), None, budget)
+    ways: dict[str, tuple[int | None, bool]] = {"ari": (None, True), "ari_places": (None, False)}
+    for name, (budget, regions) in (ways | {f"ari_{k}": (k, True) for k in (24, 12)}).items():
+        part = encoder.encode(normalise(video), None, budget, regions)
         assert part.chunks is not None
-        name = "ari" if budget is None else f"ari_{budget}"
         out[name] = agreement(part.chunks.assignment.argmax(-1), cells.flatten(1))
         blocks = fixed_blocks((t, h, w), round(part.valid.sum(1).double().mean().item()))
         out[f"{name}_grid"] = agreement(blocks.expand(count, -1), cells.flatten(1))

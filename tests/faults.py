@@ -27,8 +27,8 @@ FAULTS = {
     ),
     "mask ignored by the encoder": (
         "train/jepa.py",
-        "video, masks.hidden, self._budget",
-        "video, None, self._budget",
+        "video, masks.hidden, *self._choice",
+        "video, None, *self._choice",
         STEP,
     ),
     "hidden frames not blanked": (

@@ -51,8 +51,9 @@ class JepaSettings:
 
     per_chunk: the energy is a mean over hidden chunks, not over hidden cells, so that what stands still for long does
     not outweigh what moves (no difference for tubelets). ema: decay at the first and the last step. budgets: range of
-    the share of visible cells that is the budget on `budget_share` of the steps. context_ramp: shares of the run
-    between which the context loss comes in.
+    the share of visible cells that is the budget on `budget_share` of the steps. region_share: share of steps on which
+    the online encoder joins places to regions (the target never does: its latents are those of single places).
+    context_ramp: shares of the run between which the context loss comes in.
     """
 
     total_steps: int
@@ -65,6 +66,7 @@ class JepaSettings:
     ema: tuple[float, float] = (0.99, 0.99)
     budgets: tuple[float, float] | None = None
     budget_share: float = 0.5
+    region_share: float = 0.0
     context_ramp: tuple[float, float] = (0.05, 0.15)
     monitor_every: int = 10
     amp: bool = False
@@ -114,7 +116,7 @@ class JepaPhase(Phase):
         grid = grid_of(video, self.encoder.unit, self.encoder.unit_frames)
         masks = self.settings.masks.draw(grid, self.settings.seed, step, indices)
         with torch.no_grad():
-            known = self.target.model.encode(video)
+            known = self._encode_target(video)
         online = self._encode(video, masks, step)
         asked = self._questions(known, masks, grid)
         hints = None if self.size_code is None else self.size_code(known.sizes.clamp_min(1e-3).log()[..., None])
@@ -132,19 +134,22 @@ class JepaPhase(Phase):
     def _encode(self, video: Tensor, masks: Masks, step: int) -> Encoded:
         if isinstance(self.encoder, TubeletViT):
             return self.encoder.encode(video, masks.hidden)
-        return self.encoder.encode(video, masks.hidden, self._budget(masks, step))
+        return self.encoder.encode(video, masks.hidden, *self._choice(masks, step))
 
-    def _budget(self, masks: Masks, step: int) -> int | None:
-        """On a share of steps a budget, a fraction of the visible cells drawn from the range; else the content's own
-        choice."""
+    def _encode_target(self, video: Tensor) -> Encoded:
+        encoder = self.target.model
+        return encoder.encode(video) if isinstance(encoder, TubeletViT) else encoder.encode(video, regions=False)
+
+    def _choice(self, masks: Masks, step: int) -> tuple[int | None, bool]:
+        """This step's budget (a fraction of the visible cells, or the content's own choice), and whether regions."""
         s = self.settings
         g = torch.Generator().manual_seed(s.seed * 1_000_003 + step * 2 + 1)
-        draw, where = torch.rand(2, generator=g).tolist()
+        draw, where, joined = torch.rand(3, generator=g).tolist()
         if s.budgets is None or draw >= s.budget_share:
-            return None
+            return None, joined < s.region_share
         low, high = s.budgets
         cells = int((~masks.hidden[0]).sum())
-        return max(1, round(cells * (low + (high - low) * where)))
+        return max(1, round(cells * (low + (high - low) * where))), joined < s.region_share
 
     def _questions(self, known: Encoded, masks: Masks, grid: tuple[int, int, int]) -> Questions:
         """What is asked of the predictor on the grid, or for whole chunks."""

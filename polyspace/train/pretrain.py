@@ -58,6 +58,7 @@ class EncoderConfig(Config):
     stem: Literal["resnet", "tubelet"] | None = None
     soft: bool | None = None
     fixed: tuple[int, int, int] | None = None
+    regions: bool | None = None
     overlap: float | None = None
     learned_pooling: bool | None = None
     learned_selection: bool | None = None
@@ -97,6 +98,7 @@ class PretrainConfig(Config):
     cells_per_chunk: float = Field(5.0, gt=1, description="what the ratio loss steers judged cells to")
     budgets: tuple[float, float] | None = Field(None, description="range of budgets trained for, share of the cells")
     budget_share: float = Field(0.5, ge=0, le=1, description="share of steps with a budget")
+    region_share: float = Field(0.0, ge=0, le=1, description="share of steps that see regions, else single places")
     save_every: int = Field(200, ge=1)
     log_every: int = Field(10, ge=1)
     max_bad_steps: int = Field(5, ge=1, description="non-finite steps in a row that stop the run")
@@ -115,7 +117,7 @@ def build_encoder(config: EncoderConfig) -> HNetViT | TubeletViT:
 
 def encoder_values(config: EncoderConfig) -> dict[str, Any]:
     """Every argument of the encoder's constructor: its defaults, the preset, the given overrides."""
-    may_be_none = ("max_chunks", "fixed", "overlap")
+    may_be_none = ("max_chunks", "fixed")
     given = config.model_dump(exclude={"arch", "preset"}, exclude_unset=True)
     given = {k: v for k, v in given.items() if v is not None or k in may_be_none}
     known = inspect.signature(HNetViT if config.arch == "hnet" else TubeletViT).parameters
@@ -151,10 +153,11 @@ def build_phase(encoder: HNetViT | TubeletViT, config: PretrainConfig, seed: int
         ema=c.ema,
         budgets=c.budgets,
         budget_share=c.budget_share,
+        region_share=c.region_share,
         monitor_every=c.log_every,
         amp=c.amp,
     )
-    for key in ("budgets", "entropy_weight", "boundary_weight"):
+    for key in ("budgets", "region_share", "entropy_weight", "boundary_weight"):
         if isinstance(encoder, TubeletViT) and getattr(c, key):
             raise UserError(f"pretrain.{key} has no meaning for arch tubelet")
     if c.target == "chunk" and c.context_weight:

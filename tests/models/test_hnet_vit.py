@@ -56,7 +56,7 @@ ENCODERS = {
     "budget": {"max_chunks": 7},
     "learned selection": {"max_chunks": 7, "learned_selection": True},
     "fixed": {"fixed": (2, 1, 2)},
-    "columns": {"overlap": None},
+    "single places": {"regions": False},
     "no cells' attention": {"cell_depth": 0},
 }
 
@@ -295,7 +295,7 @@ def test_still_ground_of_two_colours_and_what_crosses_it():
     assert (owner[:, 1:, :2] == left).all() and (owner[:, 1:, 2:] == right).all()
     crossing = [owner[t, 0, t].item() for t in range(3)]
     assert len({*crossing, left.item(), right.item()}) == 5  # what moves keeps its steps apart
-    apart = SparseRouting(32, 1, depth=0, soft=False, overlap=None)(cells)
+    apart = SparseRouting(32, 1, depth=0, soft=False)(cells, regions=False)
     assert apart.valid.sum() == 13 + 2 + 3 + 2 and (apart.own.view(3, 4, 4)[0] == torch.arange(16).view(4, 4)).all()
 
 

@@ -111,9 +111,9 @@ class SameBlock:
 
 class SparseRouting(nn.Module):
     """Cells -> chunks: `depth` blocks of native sparse attention for context, a boundary gate along time on the cells'
-    own features (before attention, so that position and neighbours don't decide whether a place has changed), and the
-    same gate between columns: runs that look alike and share `overlap` of their steps (intersection over union) become
-    one chunk; None leaves every column its own chunks.
+    own features (before attention, so that position and neighbours don't decide whether a place has changed), and on
+    request the same gate between columns: runs that look alike and share `overlap` of their steps (intersection over
+    union) become one region.
 
     `soft` weighs a cell between its chunk and the one before by the head's p (H-Net's smoothing, one step back), which
     gives the gate a gradient from every loss; hard assignment leaves it the ratio loss alone. `fixed` (steps, rows,
@@ -128,7 +128,7 @@ class SparseRouting(nn.Module):
         soft: bool = True,
         fixed: Grid | None = None,
         threshold: float = 0.8,
-        overlap: float | None = 0.5,
+        overlap: float = 0.25,
     ) -> None:
         super().__init__()
         self.blocks = nn.ModuleList(
@@ -138,9 +138,12 @@ class SparseRouting(nn.Module):
         self.gate = BoundaryGate(dim, threshold) if fixed is None else None
         self.soft, self.fixed, self.overlap = soft, fixed, overlap
 
-    def forward(self, cells: Cells, num_chunks: int | None = None, max_chunks: int | None = None) -> Routing:
-        """`num_chunks` asks for so many chunks where a clip has that many cells, `max_chunks` for no more; what can't
-        be joined (parts that touch nowhere) is for the downsampler to merge."""
+    def forward(
+        self, cells: Cells, num_chunks: int | None = None, max_chunks: int | None = None, regions: bool = True
+    ) -> Routing:
+        """`regions` joins alike runs side by side; else every column keeps its own chunks. `num_chunks` asks for so
+        many chunks where a clip has that many cells, `max_chunks` for no more; what can't be joined (parts that touch
+        nowhere) is for the downsampler to merge."""
         x = cells.x
         if len(self.blocks):
             x = x + sincos_code(cells.coords, x.shape[-1]).to(x.dtype)
@@ -165,8 +168,9 @@ class SparseRouting(nn.Module):
         boundary = (boundary | ~judged) & cells.valid
         run, earlier, head, counts = follow(before, judged, boundary, cells.grid[0])
         share = prob.gather(1, head) if self.soft and self.gate is not None else torch.ones_like(prob)
-        if self.overlap is not None or num_chunks is not None or max_chunks is not None:
-            edges = self.touching(cells, find, likeness, run, before, boundary & judged, counts)
+        if regions or num_chunks is not None or max_chunks is not None:
+            overlap = self.overlap if regions else 2.0  # no two runs share more than all
+            edges = touching(cells, find, likeness, run, before, boundary & judged, counts, overlap)
             least, most = (num_chunks, num_chunks) if num_chunks is not None else (None, max_chunks)
             region = join(edges, counts, int(counts.max()), threshold, least, most)
             region, counts = renumber(region, counts)
@@ -174,30 +178,6 @@ class SparseRouting(nn.Module):
         valid = torch.arange(int(counts.max()), device=run.device) < counts[:, None]
         own, earlier = (torch.where(cells.valid, s, 0) for s in (run, earlier))
         return Routing(fine, own, earlier, share, valid, boundary, prob, judged, self.gate is not None)
-
-    def touching(
-        self,
-        cells: Cells,
-        find: "RowFinder",
-        likeness: "Likeness | SameBlock",
-        run: Int[Tensor, "B V"],
-        before: Int[Tensor, "B V"],
-        cut: Bool[Tensor, "B V"],
-        counts: Int[Tensor, " B"],
-    ) -> Edges:
-        """Edges between runs side by side, and (last of all) between a run and the one before it."""
-        _, h, w = cells.grid
-        sides = [find.back(1, cells.index % w > 0), find.back(w, cells.index // w % h > 0)]
-        first = torch.cat([run.gather(1, rows) for rows, _ in sides], 1)
-        alike = torch.cat([likeness.beside(rows) for rows, _ in sides], 1)
-        there = torch.cat([is_there for _, is_there in sides], 1)
-        sizes = torch.zeros(len(run), int(counts.max()), dtype=torch.long, device=run.device)
-        sizes.scatter_add_(1, torch.where(cells.valid, run, 0), cells.valid.long())
-        overlap = 2.0 if self.overlap is None else self.overlap  # no two runs share more than all
-        side = side_edges(first, torch.cat([run, run], 1), alike, there, sizes, overlap)
-        along = torch.where(cut, likeness.to(before) - LAST, float("-inf"))
-        pairs = (side.a, run.gather(1, before)), (side.b, run), (side.alike, along)
-        return Edges(*(torch.cat(x, 1) for x in pairs))
 
 
 class RowFinder:
@@ -242,6 +222,30 @@ def follow(
         head = head.gather(1, head)
     run = (boundary.long().cumsum(1) - 1).clamp_min(0).gather(1, head)
     return run, run.gather(1, before.gather(1, head)), head, boundary.sum(1)
+
+
+def touching(
+    cells: Cells,
+    find: RowFinder,
+    likeness: Likeness | SameBlock,
+    run: Int[Tensor, "B V"],
+    before: Int[Tensor, "B V"],
+    cut: Bool[Tensor, "B V"],
+    counts: Int[Tensor, " B"],
+    overlap: float,
+) -> Edges:
+    """Edges between runs side by side, and (last of all) between a run and the one before it."""
+    _, h, w = cells.grid
+    sides = [find.back(1, cells.index % w > 0), find.back(w, cells.index // w % h > 0)]
+    first = torch.cat([run.gather(1, rows) for rows, _ in sides], 1)
+    alike = torch.cat([likeness.beside(rows) for rows, _ in sides], 1)
+    there = torch.cat([is_there for _, is_there in sides], 1)
+    sizes = torch.zeros(len(run), int(counts.max()), dtype=torch.long, device=run.device)
+    sizes.scatter_add_(1, torch.where(cells.valid, run, 0), cells.valid.long())
+    side = side_edges(first, torch.cat([run, run], 1), alike, there, sizes, overlap)
+    along = torch.where(cut, likeness.to(before) - LAST, float("-inf"))
+    pairs = (side.a, run.gather(1, before)), (side.b, run), (side.alike, along)
+    return Edges(*(torch.cat(x, 1) for x in pairs))
 
 
 def renumber(region: Int[Tensor, "B M"], counts: Int[Tensor, " B"]) -> tuple[Int[Tensor, "B M"], Int[Tensor, " B"]]:

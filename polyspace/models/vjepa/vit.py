@@ -142,7 +142,8 @@ class HNetViT(nn.Module):
     `forward(video, hidden=None, num_chunks=None)`: video (B,T,H,W,3) normalised; hidden bool (B,H/u,W/u) for whole
     columns or (B,T/τ,H/u,W/u), True = not to be seen, u = `unit` pixels, τ = `unit_frames`; num_chunks sets a budget
     (at most so many tokens a clip, and so many where the clip has that many cells), else the content decides up to
-    `max_chunks`. Nothing that is returned depends on hidden pixels.
+    `max_chunks`: as regions, or with `regions` False with chunks of their own for every place (more tokens, each of one
+    place). Nothing that is returned depends on hidden pixels.
     """
 
     def __init__(
@@ -160,7 +161,8 @@ class HNetViT(nn.Module):
         stem: Literal["resnet", "tubelet"] = "resnet",
         soft: bool = True,
         fixed: tuple[int, int, int] | None = None,
-        overlap: float | None = 0.5,
+        regions: bool = True,
+        overlap: float = 0.25,
         learned_pooling: bool = True,
         learned_selection: bool = False,
         adaptive_positions: bool = True,
@@ -170,6 +172,7 @@ class HNetViT(nn.Module):
     ) -> None:
         super().__init__()
         self.dim, self.unit, self.unit_frames, self.max_chunks = dim, unit, unit_frames, max_chunks
+        self.regions = regions
         width = cell_dim or dim
         cell_heads = max(1, width // 32)
         self.stem: nn.Module = (
@@ -195,11 +198,14 @@ class HNetViT(nn.Module):
         video: Float[Tensor, "B T H W 3"],
         hidden: Bool[Tensor, "B *t h w"] | None = None,
         num_chunks: int | None = None,
+        regions: bool | None = None,
     ) -> Encoded:
         cells = self.stem(video, _flat(hidden, video, self.unit, self.unit_frames))
         most = self.max_chunks if num_chunks is None else num_chunks
         selects = self.downsampler.score is not None  # then the learned score decides what is kept, not likeness
-        routing = self.routing(cells) if selects else self.routing(cells, num_chunks, self.max_chunks)
+        regions = self.regions if regions is None else regions
+        budget = (None, None) if selects else (num_chunks, self.max_chunks)
+        routing = self.routing(cells, *budget, regions=regions)
         chunks = self.downsampler(cells, routing, most)
         x = self.widen(chunks.tokens)
         x = x + self.position(chunks.centroids, chunks.sizes).to(x.dtype)
@@ -211,8 +217,9 @@ class HNetViT(nn.Module):
         video: Float[Tensor, "B T H W 3"],
         hidden: Bool[Tensor, "B *t h w"] | None = None,
         num_chunks: int | None = None,
+        regions: bool | None = None,
     ) -> Features:
-        return _features(self.encode(video, hidden, num_chunks), None)
+        return _features(self.encode(video, hidden, num_chunks, regions), None)
 
 
 def _flat(hidden: Bool[Tensor, "B *t h w"] | None, video: Tensor, unit: int, unit_frames: int) -> Tensor | None:

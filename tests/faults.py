@@ -67,6 +67,18 @@ FAULTS = {
         "+ 0 * total[..., None]",
         f"{MODELS}/test_hnet_vit.py",
     ),
+    "regions join whatever touches": (
+        "models/hnet/regions.py",
+        "(alike > limit).sum(1)",
+        "(alike > -9).sum(1)",
+        f"{MODELS}/test_hnet_vit.py",
+    ),
+    "regions join over a moment": (
+        "models/hnet/regions.py",
+        "shared >= overlap * union",
+        "shared > 0",
+        MODELS,
+    ),
     "target without its norm": (
         "train/jepa.py",
         "goal = F.layer_norm(goal, goal.shape[-1:])",

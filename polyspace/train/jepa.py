@@ -110,9 +110,10 @@ class JepaPhase(Phase):
         device = batch.video.device.type
         scope = torch.autocast(device, dtype=torch.bfloat16) if self.settings.amp else nullcontext()
         with scope:
-            return self._step(batch.video, batch.place[0], batch.indices)
+            return self._step(batch, batch.video)
 
-    def _step(self, video: Tensor, step: int, indices: list[int]) -> StepOutput:
+    def _step(self, batch: VideoBatch, video: Tensor) -> StepOutput:
+        step, indices = batch.place[0], batch.indices
         grid = grid_of(video, self.encoder.unit, self.encoder.unit_frames)
         masks = self.settings.masks.draw(grid, self.settings.seed, step, indices)
         with torch.no_grad():
@@ -123,7 +124,7 @@ class JepaPhase(Phase):
         prediction = self.predictor(online.tokens, online.centroids, online.valid, asked.places, hints, asked.valid)
         terms = {"energy": energy_loss(prediction, asked.goal, asked.hidden_weight, self.settings.energy)}
         loss = terms["energy"]
-        for name, weight, value in self._terms(video, online, masks, prediction, asked, step, indices):
+        for name, weight, value in self._terms(batch, video, online, masks, prediction, asked):
             terms[name] = value
             loss = loss + weight * value
         metrics = {name: value.detach() for name, value in terms.items()}
@@ -191,21 +192,14 @@ class JepaPhase(Phase):
         return Questions(known.centroids, goal, weight, None, None, known.valid)
 
     def _terms(
-        self,
-        video: Tensor,
-        online: Encoded,
-        masks: Masks,
-        prediction: Tensor,
-        asked: Questions,
-        step: int,
-        indices: list[int],
+        self, batch: VideoBatch, video: Tensor, online: Encoded, masks: Masks, prediction: Tensor, asked: Questions
     ) -> list[tuple[str, float, Tensor]]:
         """(name, weight, value) of every term beside the energy that is switched on."""
         w, s = self.settings.weights, self.settings
         out: list[tuple[str, float, Tensor]] = []
         if asked.seen_weight is not None:
             low, high = (share * s.total_steps for share in s.context_ramp)
-            ramp = min(max((step - low) / max(high - low, 1), 0.0), 1.0)
+            ramp = min(max((batch.place[0] - low) / max(high - low, 1), 0.0), 1.0)
             context = energy_loss(prediction, asked.goal, asked.seen_weight, s.energy)
             out.append(("context", w.context * ramp, context))
         if self.expander is not None:
@@ -217,7 +211,7 @@ class JepaPhase(Phase):
                 out.append(("variance", w.variance, variance_term(covariance)))
                 out.append(("covariance", w.covariance, covariance_term(covariance)))
             if w.vicregl:
-                out.append(("vicregl", w.vicregl, self._second_view(video, cells, online, masks, step, indices)))
+                out.append(("vicregl", w.vicregl, self._second_view(batch, video, cells, online, masks)))
         if online.routing is not None and online.routing.gated:
             r = online.routing
             out.append(("ratio", w.ratio, ratio_loss(r.boundary, r.prob, r.judged, w.cells_per_chunk)))
@@ -227,15 +221,13 @@ class JepaPhase(Phase):
                 out.append(("entropy", w.entropy, entropy_loss(online.chunks.assignment, online.cells.valid)))
         return out
 
-    def _second_view(
-        self, video: Tensor, cells: Tensor, online: Encoded, masks: Masks, step: int, indices: list[int]
-    ) -> Tensor:
+    def _second_view(self, batch: VideoBatch, video: Tensor, cells: Tensor, online: Encoded, masks: Masks) -> Tensor:
         """VICRegL between this view and one by the other kind of mask; both are seen through the expander."""
         assert self.expander is not None
         plan = self.settings.masks
         other = MaskPlan(0.0 if masks.kind == "future" else 1.0, plan.horizon, plan.tube_ratios, plan.block_scale)
-        grid = online.cells.grid
-        again = self._encode(video, other.draw(grid, self.settings.seed, step, indices), step)
+        step, grid = batch.place[0], online.cells.grid
+        again = self._encode(video, other.draw(grid, self.settings.seed, step, batch.indices), step)
         return self.vicregl(cells, self.expander(again.on_cells()), online.cells.coords, again.cells.coords)
 
     @torch.no_grad()

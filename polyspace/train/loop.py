@@ -97,22 +97,15 @@ def fit(
             output, sound = engine.update(batches, lr)
             bad = 0 if sound else bad + 1
             if not sound:
-                warn(f"{name}: non-finite loss or gradient at step {step}, update skipped ({bad} in a row)")
-                if bad >= settings.max_bad_steps:
-                    raise UserError(
-                        f"{name}: {bad} non-finite steps in a row at step {step}; last good state: {folder}"
-                    )
+                _tolerate(bad, settings.max_bad_steps, f"{name}: step {step}", folder)
             done = step + 1
             engine.phase.after_update(done)
             last = done == settings.steps
             if done % settings.log_every == 0 or last:
-                values = {k: v.item() for k, v in output.metrics.items()}
-                metrics = {"step": done, "loss": output.loss.item(), "lr": lr, **values}
+                metrics = {"step": done, "loss": output.loss.item(), "lr": lr}
+                metrics |= {k: v.item() for k, v in output.metrics.items()}
                 log.add(metrics)
-                alarm = engine.phase.alarm(metrics)
-                if alarm is not None and not alarmed:
-                    warn(f"{name}: step {done}: {alarm}")
-                alarmed = alarm is not None
+                alarmed = _warn_once(engine.phase.alarm(metrics), alarmed, f"{name}: step {done}")
                 bar.step(0, loss=f"{metrics['loss']:.3f}")
             if settings.eval_every and (done % settings.eval_every == 0 or last):
                 scores = _evaluate(engine, done)
@@ -124,6 +117,20 @@ def fit(
             if stopped.is_set() and not last:
                 raise KeyboardInterrupt
     return metrics
+
+
+def _warn_once(alarm: str | None, alarmed: bool, where: str) -> bool:
+    """Say what is alarming when it begins; returns whether it goes on."""
+    if alarm is not None and not alarmed:
+        warn(f"{where}: {alarm}")
+    return alarm is not None
+
+
+def _tolerate(bad: int, most: int, where: str, folder: Path) -> None:
+    """A skipped update is a warning; `most` in a row stop the run."""
+    warn(f"{where}: non-finite loss or gradient, update skipped ({bad} in a row)")
+    if bad >= most:
+        raise UserError(f"{where}: {bad} non-finite steps in a row; last good state: {folder}")
 
 
 def _micro_batches(

@@ -184,6 +184,15 @@ def test_two_runs_and_a_resumed_one_end_in_the_same_bits(tmp_path):
         )
 
 
+def test_the_target_keeps_single_places_and_the_share_of_steps_with_regions_is_kept():
+    p, b = phase(region_share=0.25, total_steps=400, masks=MaskPlan(1.0)), batch(2, step=3)
+    m = p.settings.masks.draw(GRID, 0, 3, range(2))
+    joined = sum(p._choice(m, step)[1] for step in range(400))
+    assert 70 <= joined <= 130
+    places = p.target.model.encode(b.video, regions=False)
+    assert torch.equal(p._encode_target(b.video).tokens, places.tokens)
+
+
 @pytest.mark.parametrize("changes", [{}, {"per_chunk": False}, {"energy": "smooth_l1"}, {"energy": "l2"}])
 @pytest.mark.parametrize("share", [0.0, 1.0])
 def test_a_predictor_that_knows_only_the_place_has_no_skill(changes, share):

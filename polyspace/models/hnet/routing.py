@@ -10,15 +10,15 @@ import math
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from polyspace.models.hnet.encoder import Cells, Grid, take_rows
+from polyspace.models.hnet.encoder import Cells, Grid
+from polyspace.models.hnet.gate import BoundaryGate, Likeness, SameBlock
 from polyspace.models.hnet.regions import LAST, Edges, join, side_edges
 from polyspace.models.hnet.sparse_attention import NativeSparseAttention
 from polyspace.models.layers import Block, sincos_code
-from polyspace.utils.misc import full_precision, wide
+from polyspace.utils.misc import wide
 
 
 @dataclass(frozen=True)
@@ -48,65 +48,6 @@ class Routing:
         rows = rows.scatter_add(2, self.own[..., None], self.share[..., None])
         rows = rows.scatter_add(2, self.before[..., None], (1 - self.share)[..., None])
         return torch.where(cells_valid[..., None], rows, 0)
-
-
-class BoundaryGate(nn.Module):
-    """p = σ((θ − cos(W_q h_before, W_k h_now)) / temperature): the probability that a new chunk begins.
-
-    W_q and W_k start as the identity; the threshold θ is learned, so that the ratio loss can steer the share of
-    boundaries without turning the projections. H-Net's own form is p = (1 − cos)/2, whose order is the same.
-    """
-
-    def __init__(self, dim: int, threshold: float = 0.8, temperature: float = 0.1) -> None:
-        super().__init__()
-        self.before, self.now = (nn.Linear(dim, dim, bias=False) for _ in range(2))
-        nn.init.eye_(self.before.weight)
-        nn.init.eye_(self.now.weight)
-        self.threshold, self.temperature = nn.Parameter(torch.tensor(threshold)), temperature
-
-    def forward(self, x: Float[Tensor, "B V D"]) -> "Likeness":
-        """Codes of the cells in both roles, to be compared by row."""
-        with full_precision(x):
-            roles = (F.linear(wide(x), wide(role.weight)) for role in (self.before, self.now))
-            return Likeness(*(F.normalize(code, dim=-1, eps=1e-6) for code in roles))
-
-    def prob(self, alike: Float[Tensor, "B V"]) -> Float[Tensor, "B V"]:
-        return ((wide(self.threshold) - alike) / self.temperature).sigmoid()
-
-
-@dataclass(frozen=True)
-class Likeness:
-    """Unit codes of cells as the earlier and as the later one of a pair, (B,V,D) each."""
-
-    earlier: Float[Tensor, "B V D"]
-    later: Float[Tensor, "B V D"]
-
-    def to(self, rows: Int[Tensor, "B V"]) -> Float[Tensor, "B V"]:
-        """cos between the cell in `rows` and each cell after it."""
-        return (take_rows(self.earlier, rows) * self.later).sum(-1)
-
-    def beside(self, rows: Int[Tensor, "B V"]) -> Float[Tensor, "B V"]:
-        """The same for cells beside each other, where neither is the earlier one: the mean of both ways."""
-        return (self.to(rows) + (take_rows(self.later, rows) * self.earlier).sum(-1)) / 2
-
-
-@dataclass(frozen=True)
-class SameBlock:
-    """Likeness of the fixed grid: 1 within a block of cells (steps, rows, columns), −1 between blocks."""
-
-    block: Int[Tensor, "B V"]
-
-    @classmethod
-    def of(cls, cells: Cells, size: Grid) -> "SameBlock":
-        _, h, w = cells.grid
-        i = cells.index
-        rows, cols = -(-h // size[1]), -(-w // size[2])
-        return cls((i // (h * w) // size[0] * rows + i // w % h // size[1]) * cols + i % w // size[2])
-
-    def to(self, rows: Int[Tensor, "B V"]) -> Float[Tensor, "B V"]:
-        return torch.where(self.block.gather(1, rows) == self.block, 1.0, -1.0)
-
-    beside = to
 
 
 class SparseRouting(nn.Module):

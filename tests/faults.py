@@ -80,7 +80,7 @@ FAULTS = {
         MODELS,
     ),
     "target without its norm": (
-        "train/jepa.py",
+        "train/questions.py",
         "goal = F.layer_norm(goal, goal.shape[-1:])",
         "goal = goal * 1.0",
         STEP,
@@ -99,7 +99,7 @@ FAULTS = {
         STEP,
     ),
     "still chunks outweigh moving ones": (
-        "train/jepa.py",
+        "train/questions.py",
         "hidden_weight = hidden_weight * share",
         "hidden_weight = hidden_weight * 1.0",
         STEP,

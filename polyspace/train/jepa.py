@@ -14,13 +14,14 @@ from polyspace.losses.energy import Kind, energy_loss
 from polyspace.losses.vicregl import VICRegLLoss, covariance_term, position_covariance, variance_term
 from polyspace.models.ema import Ema
 from polyspace.models.hnet.dechunker import to_grid
-from polyspace.models.hnet.encoder import cell_coords, grid_of, pack_visible, take_rows
+from polyspace.models.hnet.encoder import grid_of
 from polyspace.models.layers import Mlp
 from polyspace.models.vjepa.predictor import Predictor
 from polyspace.models.vjepa.vit import Encoded, HNetViT, TubeletViT
 from polyspace.train.masking import MaskPlan, Masks
 from polyspace.train.optim import cosine_schedule
 from polyspace.train.phase import Phase, StepOutput
+from polyspace.train.questions import Questions, chunk_questions, grid_questions
 from polyspace.utils.monitor import collapse_alarm, effective_rank, position_std, usage_perplexity
 
 LEAST_CLIPS = 8  # monitors of spread say nothing about fewer
@@ -72,19 +73,6 @@ class JepaSettings:
     amp: bool = False
 
 
-@dataclass(frozen=True)
-class Questions:
-    """places (B,Q,3) asked for; what the target says there, goal (B,Q,D); weights (B,Q) of hidden and of seen ones; the
-    grid cells (B,Q) where places are cells; valid (B,Q) where some rows are padding."""
-
-    places: Tensor
-    goal: Tensor
-    hidden_weight: Tensor
-    seen_weight: Tensor | None = None
-    index: Tensor | None = None
-    valid: Tensor | None = None
-
-
 class JepaPhase(Phase):
     """Online encoder on what is visible, predictor from it to what is asked for, EMA encoder on everything as target.
 
@@ -119,7 +107,7 @@ class JepaPhase(Phase):
         with torch.no_grad():
             known = self._encode_target(video)
         online = self._encode(video, masks, step)
-        asked = self._questions(known, masks, grid)
+        asked = self.questions(known, masks)
         hints = None if self.size_code is None else self.size_code(known.sizes.clamp_min(1e-3).log()[..., None])
         prediction = self.predictor(online.tokens, online.centroids, online.valid, asked.places, hints, asked.valid)
         terms = {"energy": energy_loss(prediction, asked.goal, asked.hidden_weight, self.settings.energy)}
@@ -152,44 +140,11 @@ class JepaPhase(Phase):
         cells = int((~masks.hidden[0]).sum())
         return max(1, round(cells * (low + (high - low) * where))), joined < s.region_share
 
-    def _questions(self, known: Encoded, masks: Masks, grid: tuple[int, int, int]) -> Questions:
-        """What is asked of the predictor on the grid, or for whole chunks."""
-        device = known.tokens.device
+    def questions(self, known: Encoded, masks: Masks) -> Questions:
+        """What is asked of the predictor: cells of the grid, or whole chunks."""
         if self.settings.target == "chunk":
-            return self._chunk_questions(known, masks)
-        index, valid = pack_visible(~masks.asked.flatten(1))
-        hidden_weight, seen_weight = valid.float(), None
-        if self.settings.weights.context:
-            seen, seen_valid = pack_visible(masks.hidden.flatten(1))
-            near = _nearness(masks, grid).gather(1, seen) * seen_valid
-            index = torch.cat([index, seen], 1)
-            seen_weight = torch.cat([torch.zeros_like(hidden_weight), near], 1).to(device)
-            hidden_weight = torch.cat([hidden_weight, torch.zeros_like(near)], 1)
-        index, hidden_weight = index.to(device), hidden_weight.to(device)
-        if self.settings.per_chunk and known.chunks is not None:
-            share = self._share(known, index)
-            hidden_weight = hidden_weight * share
-            seen_weight = None if seen_weight is None else seen_weight * share
-        goal = take_rows(known.on_cells(), index).float()
-        goal = F.layer_norm(goal, goal.shape[-1:])
-        return Questions(cell_coords(index, grid), goal, hidden_weight, seen_weight, index)
-
-    def _share(self, known: Encoded, index: Tensor) -> Tensor:
-        """Every EMA chunk counts once, however many cells it covers: a cell's weight is Σ_k Ā_ik / size_k."""
-        assert known.chunks is not None
-        each = torch.where(known.valid, 1 / known.sizes.clamp_min(1e-6), 0)[..., None]
-        return take_rows(known.chunks.assignment @ each, index).squeeze(-1)
-
-    def _chunk_questions(self, known: Encoded, masks: Masks) -> Questions:
-        """EMA chunks none of whose cells is visible and some of which are asked for."""
-        assert known.chunks is not None
-        device = known.tokens.device
-        parts = known.chunks.assignment
-        visible = (parts * (~masks.hidden).flatten(1).to(device)[..., None]).sum(1)
-        wanted = (parts * masks.asked.flatten(1).to(device)[..., None]).sum(1)
-        weight = (known.valid & (visible < 1e-6) & (wanted > 0)).float()
-        goal = F.layer_norm(known.tokens.float(), known.tokens.shape[-1:])
-        return Questions(known.centroids, goal, weight, None, None, known.valid)
+            return chunk_questions(known, masks)
+        return grid_questions(known, masks, bool(self.settings.weights.context), self.settings.per_chunk)
 
     def _terms(
         self, batch: VideoBatch, video: Tensor, online: Encoded, masks: Masks, prediction: Tensor, asked: Questions
@@ -257,13 +212,3 @@ class JepaPhase(Phase):
 
     def alarm(self, metrics: dict[str, Any]) -> str | None:
         return collapse_alarm(metrics, self.encoder.dim)
-
-
-def _nearness(masks: Masks, grid: tuple[int, int, int]) -> Tensor:
-    """1/√d of each cell, d its distance in cells to the nearest hidden one (V-JEPA 2.1's context weight)."""
-    places = cell_coords(torch.arange(grid[0] * grid[1] * grid[2])[None], grid)[0]
-    out = []
-    for hidden in masks.hidden.flatten(1):
-        gap = torch.cdist(places, places[hidden]).amin(1) if bool(hidden.any()) else torch.ones(len(places))
-        out.append(gap.clamp_min(1).rsqrt())
-    return torch.stack(out)

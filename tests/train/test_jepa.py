@@ -122,7 +122,7 @@ def test_every_hidden_chunk_counts_once():
     m = p.settings.masks.draw(GRID, 0, 4, range(6))
     with torch.no_grad():
         known = p.target.model.encode(b.video)
-        weight = p._questions(known, m, GRID).hidden_weight
+        weight = p.questions(known, m).hidden_weight
     hidden = m.hidden.flatten(1)
     for i in range(6):
         runs = known.chunks.assignment[i][:, known.valid[i]]
@@ -201,7 +201,7 @@ def test_a_predictor_that_knows_only_the_place_has_no_skill(changes, share):
     with torch.no_grad():
         known = p._encode_target(b.video)
         masks = p.settings.masks.draw(GRID, 0, 2, range(8))
-        asked = p._questions(known, masks, GRID)
+        asked = p.questions(known, masks)
         grid = torch.nn.functional.layer_norm(known.on_grid(), (32,))
         constant = grid.mean(0) if changes.get("energy") == "l2" else grid.median(0).values
         p.predictor.forward = lambda *_: constant[asked.index]

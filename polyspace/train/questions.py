@@ -1,0 +1,74 @@
+"""What the predictor is asked for: places, and what the target encoder knows there."""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from polyspace.models.hnet.encoder import cell_coords, pack_visible, take_rows
+from polyspace.models.vjepa.vit import Encoded
+from polyspace.train.masking import Masks
+
+
+@dataclass(frozen=True)
+class Questions:
+    """places (B,Q,3) asked for; what the target says there, goal (B,Q,D); weights (B,Q) of hidden and of seen ones; the
+    grid cells (B,Q) where places are cells; valid (B,Q) where some rows are padding."""
+
+    places: Tensor
+    goal: Tensor
+    hidden_weight: Tensor
+    seen_weight: Tensor | None = None
+    index: Tensor | None = None
+    valid: Tensor | None = None
+
+
+def grid_questions(known: Encoded, masks: Masks, context: bool, per_chunk: bool) -> Questions:
+    """The asked cells of each clip, and with `context` the visible ones behind them."""
+    device, grid = known.tokens.device, known.cells.grid
+    index, valid = pack_visible(~masks.asked.flatten(1))
+    hidden_weight, seen_weight = valid.float(), None
+    if context:
+        seen, seen_valid = pack_visible(masks.hidden.flatten(1))
+        near = _nearness(masks, grid).gather(1, seen) * seen_valid
+        index = torch.cat([index, seen], 1)
+        seen_weight = torch.cat([torch.zeros_like(hidden_weight), near], 1).to(device)
+        hidden_weight = torch.cat([hidden_weight, torch.zeros_like(near)], 1)
+    index, hidden_weight = index.to(device), hidden_weight.to(device)
+    if per_chunk and known.chunks is not None:
+        share = _share(known, index)
+        hidden_weight = hidden_weight * share
+        seen_weight = None if seen_weight is None else seen_weight * share
+    goal = take_rows(known.on_cells(), index).float()
+    goal = F.layer_norm(goal, goal.shape[-1:])
+    return Questions(cell_coords(index, grid), goal, hidden_weight, seen_weight, index)
+
+
+def chunk_questions(known: Encoded, masks: Masks) -> Questions:
+    """EMA chunks none of whose cells is visible and some of which are asked for."""
+    assert known.chunks is not None
+    device = known.tokens.device
+    parts = known.chunks.assignment
+    visible = (parts * (~masks.hidden).flatten(1).to(device)[..., None]).sum(1)
+    wanted = (parts * masks.asked.flatten(1).to(device)[..., None]).sum(1)
+    weight = (known.valid & (visible < 1e-6) & (wanted > 0)).float()
+    goal = F.layer_norm(known.tokens.float(), known.tokens.shape[-1:])
+    return Questions(known.centroids, goal, weight, None, None, known.valid)
+
+
+def _share(known: Encoded, index: Tensor) -> Tensor:
+    """Every EMA chunk counts once, however many cells it covers: a cell's weight is Σ_k Ā_ik / size_k."""
+    assert known.chunks is not None
+    each = torch.where(known.valid, 1 / known.sizes.clamp_min(1e-6), 0)[..., None]
+    return take_rows(known.chunks.assignment @ each, index).squeeze(-1)
+
+
+def _nearness(masks: Masks, grid: tuple[int, int, int]) -> Tensor:
+    """1/√d of each cell, d its distance in cells to the nearest hidden one (V-JEPA 2.1's context weight)."""
+    places = cell_coords(torch.arange(grid[0] * grid[1] * grid[2])[None], grid)[0]
+    out = []
+    for hidden in masks.hidden.flatten(1):
+        gap = torch.cdist(places, places[hidden]).amin(1) if bool(hidden.any()) else torch.ones(len(places))
+        out.append(gap.clamp_min(1).rsqrt())
+    return torch.stack(out)

@@ -115,7 +115,8 @@ def main() -> None:
         row: dict[str, Any] = {"cells": cells, "grid": GRIDS[cells]}
         for kind in args.kinds:
             line = [sys.executable, __file__, "--one", kind, str(cells)]
-            row[kind] = measured(line, args.patience)
+            failed = any("error" in r[kind] for r in rows)
+            row[kind] = {"error": "not tried: failed at fewer cells"} if failed else measured(line, args.patience)
         rows.append(row)
         say(f"{cells}: " + ", ".join(f"{k} {row[k].get('seconds', float('nan')):.3f} s" for k in args.kinds))
     shown = [

@@ -13,9 +13,9 @@ PARTS = {"train": (LABELS, 1), "validation": (1000, 4), "test": (2000, 2), "pret
 TUBELET = {"arch": "tubelet", "preset": "tiny"}
 HNET = {"arch": "hnet", "preset": "tiny"}
 VARIANCE: dict[str, Any] = {"variance_weight": 0.5, "covariance_weight": 0.02}
-TUBELET_STEP: dict[str, Any] = {"batch": 16} | VARIANCE
-HNET_STEP: dict[str, Any] = {"batch": 16}
-FIXED = (2, 2, 2)  # cells a chunk of the fixed grid: about the mean number of tokens that the gate chooses
+TUBELET_STEP: dict[str, Any] = {"batch": 8} | VARIANCE
+HNET_STEP: dict[str, Any] = {"batch": 8}
+FIXED = (3, 1, 1)  # steps, rows, columns of a fixed block: about the mean number of tokens that the gate chooses
 
 
 @dataclass(frozen=True)

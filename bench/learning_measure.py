@@ -27,7 +27,7 @@ def features(
     clips: MovingClips,
     num_chunks: int | None = None,
     shuffle: bool = False,
-    regions: bool = True,
+    regions: bool = False,
 ) -> Part:
     """Tokens and their mean over real ones, in blocks of 100 clips; `shuffle` puts each clip's frames in random
     order."""
@@ -47,7 +47,7 @@ def features(
 
 
 def encode(
-    encoder: HNetViT | TubeletViT, video: Tensor, num_chunks: int | None = None, regions: bool = True
+    encoder: HNetViT | TubeletViT, video: Tensor, num_chunks: int | None = None, regions: bool = False
 ) -> Encoded:
     return encoder.encode(video, None, num_chunks, regions) if isinstance(encoder, HNetViT) else encoder.encode(video)
 
@@ -63,8 +63,8 @@ def measure_choice(phase: JepaPhase | SupervisedPhase, clips: dict[str, MovingCl
     score = linear_probe(fit, choose, choose, CLASSES)
     out = {"validation": score, "rankme": effective_rank(choose.pooled).item(), "tokens": mean_tokens(choose)}
     if isinstance(encoder, HNetViT):
-        fit, choose = (features(encoder, clips[part], regions=False) for part in ("train", "validation"))
-        out |= {"places_validation": linear_probe(fit, choose, choose, CLASSES), "places_tokens": mean_tokens(choose)}
+        fit, choose = (features(encoder, clips[part], regions=True) for part in ("train", "validation"))
+        out |= {"regions_validation": linear_probe(fit, choose, choose, CLASSES), "regions_tokens": mean_tokens(choose)}
     return out
 
 
@@ -89,10 +89,10 @@ def measure(phase: JepaPhase | SupervisedPhase, arm: Arm, clips: dict[str, Movin
     mixed = [features(encoder, clips[part], shuffle=True) for part in ("train", "validation", "test")]
     out["shuffled"] = linear_probe(mixed[0], mixed[1], mixed[2], CLASSES)
     if isinstance(encoder, HNetViT):
-        parts = [features(encoder, clips[part], regions=False) for part in ("train", "validation", "test")]
-        out |= {"places_linear": linear_probe(parts[0], parts[1], parts[2], CLASSES)}
-        out |= {"places_validation": linear_probe(parts[0], parts[1], parts[1], CLASSES)}
-        out |= {"places_tokens": mean_tokens(parts[2])}
+        parts = [features(encoder, clips[part], regions=True) for part in ("train", "validation", "test")]
+        out |= {"regions_linear": linear_probe(parts[0], parts[1], parts[2], CLASSES)}
+        out |= {"regions_validation": linear_probe(parts[0], parts[1], parts[1], CLASSES)}
+        out |= {"regions_tokens": mean_tokens(parts[2])}
     if isinstance(encoder, HNetViT) and encoder.routing.gate is not None:
         out |= chunk_measures(encoder, clips["test"])
         out["budget_tokens"], out["budget_linear"] = [], []
@@ -141,8 +141,8 @@ def chunk_measures(encoder: HNetViT, clips: MovingClips, count: int = 100) -> di
         "spearman_motion": float(spearmanr(number, motion).statistic),
         "still_over_busy": (still.valid.sum(1).double().mean() / busy).item(),
     }
-    ways: dict[str, tuple[int | None, bool]] = {"ari": (None, True), "ari_places": (None, False)}
-    for name, (budget, regions) in (ways | {f"ari_{k}": (k, True) for k in (24, 12)}).items():
+    ways: dict[str, tuple[int | None, bool]] = {"ari": (None, False), "ari_regions": (None, True)}
+    for name, (budget, regions) in (ways | {f"ari_{k}": (k, False) for k in (24, 12)}).items():
         part = encoder.encode(normalise(video), None, budget, regions)
         assert part.chunks is not None
         out[name] = agreement(part.chunks.assignment.argmax(-1), cells.flatten(1))

@@ -56,7 +56,7 @@ ENCODERS = {
     "budget": {"max_chunks": 7},
     "learned selection": {"max_chunks": 7, "learned_selection": True},
     "fixed": {"fixed": (2, 1, 2)},
-    "single places": {"regions": False},
+    "regions": {"regions": True},
     "no cells' attention": {"cell_depth": 0},
 }
 
@@ -289,13 +289,13 @@ def test_still_ground_of_two_colours_and_what_crosses_it():
     places = [[t, i, j] for t in range(3) for i in range(4) for j in range(4)]
     look = [c if i == 0 and j == t else (a if j < 2 else b) for t, i, j in places]
     cells = packed(places, torch.stack(look))
-    owner = SparseRouting(32, 1, depth=0, soft=False)(cells).own.view(3, 4, 4)
+    owner = SparseRouting(32, 1, depth=0, soft=False)(cells, regions=True).own.view(3, 4, 4)
     left, right = owner[0, 1, 0], owner[0, 1, 3]
     assert left != right
     assert (owner[:, 1:, :2] == left).all() and (owner[:, 1:, 2:] == right).all()
     crossing = [owner[t, 0, t].item() for t in range(3)]
     assert len({*crossing, left.item(), right.item()}) == 5  # what moves keeps its steps apart
-    apart = SparseRouting(32, 1, depth=0, soft=False)(cells, regions=False)
+    apart = SparseRouting(32, 1, depth=0, soft=False)(cells)
     assert apart.valid.sum() == 13 + 2 + 3 + 2 and (apart.own.view(3, 4, 4)[0] == torch.arange(16).view(4, 4)).all()
 
 

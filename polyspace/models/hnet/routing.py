@@ -69,7 +69,7 @@ class SparseRouting(nn.Module):
         soft: bool = True,
         fixed: Grid | None = None,
         threshold: float = 0.8,
-        overlap: float = 0.25,
+        overlap: float = 0.5,
     ) -> None:
         super().__init__()
         self.blocks = nn.ModuleList(
@@ -80,7 +80,7 @@ class SparseRouting(nn.Module):
         self.soft, self.fixed, self.overlap = soft, fixed, overlap
 
     def forward(
-        self, cells: Cells, num_chunks: int | None = None, max_chunks: int | None = None, regions: bool = True
+        self, cells: Cells, num_chunks: int | None = None, max_chunks: int | None = None, regions: bool = False
     ) -> Routing:
         """`regions` joins alike runs side by side; else every column keeps its own chunks. `num_chunks` asks for so
         many chunks where a clip has that many cells, `max_chunks` for no more; what can't be joined (parts that touch

@@ -142,8 +142,8 @@ class HNetViT(nn.Module):
     `forward(video, hidden=None, num_chunks=None)`: video (B,T,H,W,3) normalised; hidden bool (B,H/u,W/u) for whole
     columns or (B,T/τ,H/u,W/u), True = not to be seen, u = `unit` pixels, τ = `unit_frames`; num_chunks sets a budget
     (at most so many tokens a clip, and so many where the clip has that many cells), else the content decides up to
-    `max_chunks`: as regions, or with `regions` False with chunks of their own for every place (more tokens, each of one
-    place). Nothing that is returned depends on hidden pixels.
+    `max_chunks`. Every place has chunks of its own; with `regions`, places beside each other that look alike at the
+    same time share theirs (a third of the tokens, at some loss). Nothing that is returned depends on hidden pixels.
     """
 
     def __init__(
@@ -161,8 +161,8 @@ class HNetViT(nn.Module):
         stem: Literal["resnet", "tubelet"] = "resnet",
         soft: bool = True,
         fixed: tuple[int, int, int] | None = None,
-        regions: bool = True,
-        overlap: float = 0.25,
+        regions: bool = False,
+        overlap: float = 0.5,
         learned_pooling: bool = True,
         learned_selection: bool = False,
         adaptive_positions: bool = True,

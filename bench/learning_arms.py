@@ -71,6 +71,8 @@ _TRIES: dict[str, dict[str, Any]] = {
     "no_variance": {},
     "batch_8": VARIANCE | {"batch": 8},
     "batch_8_no_variance": {"batch": 8},
+    "batch_4": VARIANCE | {"batch": 4},
+    "batch_8_half_variance": {"batch": 8, "variance_weight": 0.15, "covariance_weight": 0.006},
 }
 _MORE: dict[str, dict[str, Any]] = {"lr_high": {"lr": 2e-3}, "ema_fast": {"ema": [0.98, 0.98]}}
 _OWN: dict[str, dict[str, Any]] = {"regions_half": {"region_share": 0.5}, "regions_always": {"region_share": 1.0}}

@@ -16,7 +16,7 @@ import platform
 import subprocess
 import sys
 import time
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -79,7 +79,7 @@ def seconds_per_step(arm: Arm, source: MemoryClips, seed: int, steps: int = 24) 
 def run_arm(name: str, arm: Arm, seed: int, args: argparse.Namespace) -> dict[str, Any]:
     """Train (or leave at random init) and measure one arm; the sweep measures only what settings are chosen by."""
     folder = args.work / f"{name.replace('/', '_')}_{identity(arm, args)}" / f"seed{seed}"
-    work, seconds, steps, choice = args.work, args.seconds, args.steps, args.group == "sweep"
+    work, seconds, steps, choice = args.work, args.seconds, args.steps, args.group != "main"
     plan_file, result = folder / "plan.json", {"name": name, "seed": seed}
     torch.set_num_threads(1)
     if arm.pretrain is None:
@@ -139,7 +139,7 @@ def run_all(group: str, args: argparse.Namespace) -> dict[str, list[dict[str, An
 
 def identity(arm: Arm, args: argparse.Namespace) -> str:
     """Of what an arm's result depends on: another length, arm or set of clips is another result."""
-    return sha256_json([asdict(arm), CLIPS, PARTS, args.seconds, args.steps])[:10]
+    return sha256_json([arm.identity(), CLIPS, PARTS, args.seconds, args.steps])[:10]
 
 
 def result_file(arm: Arm, name: str, seed: int, args: argparse.Namespace) -> Path:

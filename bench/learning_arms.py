@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from polyspace.config import validate
-from polyspace.train.pretrain import EncoderConfig, PretrainConfig
+from polyspace.train.pretrain import EncoderConfig, PretrainConfig, encoder_values
 
 CLASSES, LABELS = 6, 512
 CLIPS = {"frames": 12, "size": 48, "classes": CLASSES, "objects": (1, 2)}
@@ -13,8 +13,9 @@ PARTS = {"train": (LABELS, 1), "validation": (1000, 4), "test": (2000, 2), "pret
 TUBELET = {"arch": "tubelet", "preset": "tiny"}
 HNET = {"arch": "hnet", "preset": "tiny"}
 VARIANCE: dict[str, Any] = {"variance_weight": 0.5, "covariance_weight": 0.02}
+NO_VARIANCE: dict[str, Any] = {"variance_weight": 0.0, "covariance_weight": 0.0}
 TUBELET_STEP: dict[str, Any] = {"batch": 8} | VARIANCE
-HNET_STEP: dict[str, Any] = {"batch": 8}
+HNET_STEP: dict[str, Any] = {"batch": 8} | VARIANCE
 FIXED = (3, 1, 1)  # steps, rows, columns of a fixed block: about the mean number of tokens that the gate chooses
 
 
@@ -26,6 +27,11 @@ class Arm:
     pretrain: dict[str, Any] | None = field(default_factory=dict)
     supervised: bool = False
     seeds: int = 3
+
+    def identity(self) -> dict[str, Any]:
+        """All that the arm depends on, defaults included."""
+        trained = None if self.pretrain is None else self.pretrain_config(1).model_dump(mode="json")
+        return {"encoder": encoder_values(self.encoder_config()), "pretrain": trained, "supervised": self.supervised}
 
     def encoder_config(self) -> EncoderConfig:
         return validate(EncoderConfig, self.encoder)
@@ -46,14 +52,15 @@ ARMS = {
 
 # one change each from hnet_vjepa
 ABLATIONS = {
+    "as_is": Arm(HNET, HNET_STEP),
     "hard_assignment": Arm(HNET | {"soft": False}, HNET_STEP),
     "mean_pooling": Arm(HNET | {"learned_pooling": False}, HNET_STEP),
-    "regions_half": Arm(HNET, HNET_STEP | {"region_share": 0.5}),
-    "regions_always": Arm(HNET, HNET_STEP | {"region_share": 1.0}),
-    "no_size_positions": Arm(HNET | {"adaptive_positions": False}, HNET_STEP),
+    "no_size_positions": Arm(HNET | {"positions": "centroid"}, HNET_STEP),
+    "no_positions": Arm(HNET | {"positions": "none"}, HNET_STEP),
     "tubelet_stem": Arm(HNET | {"stem": "tubelet"}, HNET_STEP),
     "no_cell_attention": Arm(HNET | {"cell_depth": 0}, HNET_STEP),
-    "variance": Arm(HNET, HNET_STEP | VARIANCE),
+    "no_variance": Arm(HNET, HNET_STEP | NO_VARIANCE),
+    "no_covariance": Arm(HNET, HNET_STEP | {"covariance_weight": 0.0}),
     "no_ratio": Arm(HNET, HNET_STEP | {"ratio_weight": 0.0}),
     "energy_per_cell": Arm(HNET, HNET_STEP | {"per_chunk": False}),
     "context_loss": Arm(HNET, HNET_STEP | {"context_weight": 0.5}),
@@ -63,24 +70,25 @@ ABLATIONS = {
     "whole_future": Arm(HNET, HNET_STEP | {"horizon": 0}),
     "chunk_targets": Arm(HNET, HNET_STEP | {"target": "chunk"}),
     "budgets": Arm(HNET, HNET_STEP | {"budgets": [0.08, 0.5]}),
+    "regions_half": Arm(HNET, HNET_STEP | {"region_share": 0.5}),
 }
 
-# the same settings for both, chosen on the validation part; the last two vary the better of the first two
+# the same settings for both, chosen on the validation part
 _TRIES: dict[str, dict[str, Any]] = {
-    "variance": VARIANCE,
-    "no_variance": {},
+    "batch_16": VARIANCE | {"batch": 16},
+    "batch_16_no_variance": NO_VARIANCE | {"batch": 16},
     "batch_8": VARIANCE | {"batch": 8},
-    "batch_8_no_variance": {"batch": 8},
-    "batch_4": VARIANCE | {"batch": 4},
+    "batch_8_no_variance": NO_VARIANCE | {"batch": 8},
     "batch_8_half_variance": {"batch": 8, "variance_weight": 0.15, "covariance_weight": 0.006},
+    "batch_4": VARIANCE | {"batch": 4},
+    "batch_8_lr_high": VARIANCE | {"batch": 8, "lr": 2e-3},
+    "batch_8_ema_fast": VARIANCE | {"batch": 8, "ema": [0.98, 0.98]},
 }
-_MORE: dict[str, dict[str, Any]] = {"lr_high": {"lr": 2e-3}, "ema_fast": {"ema": [0.98, 0.98]}}
-_OWN: dict[str, dict[str, Any]] = {"regions_half": {"region_share": 0.5}, "regions_always": {"region_share": 1.0}}
 SWEEP = {
-    f"{name}/{change}": Arm(encoder, {"batch": 16} | extra)
-    for name, encoder, tries in (
-        ("tubelet_vjepa", TUBELET, _TRIES | {k: VARIANCE | v for k, v in _MORE.items()}),
-        ("hnet_vjepa", HNET, _TRIES | _MORE | _OWN),
+    f"{name}/{change}": Arm(encoder, extra)
+    for name, encoder in (
+        ("tubelet_vjepa", TUBELET),
+        ("hnet_vjepa", HNET),
     )
-    for change, extra in tries.items()
+    for change, extra in _TRIES.items()
 }

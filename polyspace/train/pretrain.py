@@ -62,15 +62,15 @@ class EncoderConfig(Config):
     overlap: float | None = None
     learned_pooling: bool | None = None
     learned_selection: bool | None = None
-    adaptive_positions: bool | None = None
+    positions: Literal["adaptive", "centroid", "none"] | None = None
     max_chunks: int | None = None
     recompute: bool | None = None
     groups: int | None = None
 
 
 class PretrainConfig(Config):
-    steps: int = Field(2400, ge=1, description="updates")
-    batch: int = Field(16, ge=1, description="clips an update")
+    steps: int = Field(4800, ge=1, description="updates")
+    batch: int = Field(8, ge=1, description="clips an update")
     accumulate: int = Field(1, ge=1, description="micro-batches an update")
     lr: float = Field(1e-3, gt=0)
     weight_decay: float = Field(0.04, ge=0)
@@ -89,8 +89,8 @@ class PretrainConfig(Config):
     tube_ratios: tuple[float, ...] = (0.75, 0.9)
     block_scale: float = Field(0.15, ge=0, le=1)
     context_weight: float = Field(0.0, ge=0)
-    variance_weight: float = Field(0.0, ge=0)
-    covariance_weight: float = Field(0.0, ge=0)
+    variance_weight: float = Field(0.5, ge=0)
+    covariance_weight: float = Field(0.5, ge=0)
     vicregl_weight: float = Field(0.0, ge=0)
     ratio_weight: float = Field(0.03, ge=0)
     entropy_weight: float = Field(0.0, ge=0)

@@ -15,6 +15,7 @@ from polyspace.models.hnet.dechunker import dechunk, to_grid
 from polyspace.models.hnet.downsampler import Chunks, LearnedAttentionPooling
 from polyspace.models.hnet.encoder import Cells, TubeletStem, expand_hidden, grid_of
 from polyspace.models.hnet.pos_enc import ChunkPosition
+from polyspace.models.hnet.pos_enc import Kind as PositionKind
 from polyspace.models.hnet.routing import Routing, SparseRouting
 from polyspace.models.layers import Block, sincos_code
 from polyspace.utils.errors import did_you_mean
@@ -165,7 +166,7 @@ class HNetViT(nn.Module):
         overlap: float = 0.5,
         learned_pooling: bool = True,
         learned_selection: bool = False,
-        adaptive_positions: bool = True,
+        positions: PositionKind = "adaptive",
         max_chunks: int | None = None,
         recompute: bool = False,
         groups: int = 1,
@@ -183,7 +184,7 @@ class HNetViT(nn.Module):
         self.routing = SparseRouting(width, cell_heads, cell_depth, soft, fixed, overlap=overlap)
         self.downsampler = LearnedAttentionPooling(width, cell_heads, learned_pooling, select=learned_selection)
         self.widen = nn.Identity() if width == dim else nn.Linear(width, dim)
-        self.position = ChunkPosition(dim, adaptive=adaptive_positions)
+        self.position = ChunkPosition(dim, positions)
         self.vit = ViT(dim, depth, heads, recompute=recompute, groups=groups)
 
     @classmethod

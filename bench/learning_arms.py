@@ -4,7 +4,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from polyspace.config import validate
-from polyspace.train.pretrain import EncoderConfig, PretrainConfig, encoder_values
+from polyspace.train.encoders import EncoderConfig, encoder_values
+from polyspace.train.pretrain import PretrainConfig
 
 CLASSES, LABELS = 6, 512
 CLIPS = {"frames": 12, "size": 48, "classes": CLASSES, "objects": (1, 2)}

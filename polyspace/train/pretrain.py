@@ -1,6 +1,5 @@
 """Phase 1, pretrain: its configuration, and from it encoder, data and phase."""
 
-import inspect
 import json
 from pathlib import Path
 from typing import Any, Literal
@@ -8,22 +7,22 @@ from typing import Any, Literal
 import torch
 from pydantic import Field
 
-from polyspace.config import Config, validate
+from polyspace.config import Config
 from polyspace.data import build_dataset
 from polyspace.data.clip_source import ClipSource, FileClips, MemoryClips
 from polyspace.data.moving import moving_clips
 from polyspace.data.sampling import Sampling
 from polyspace.models.vjepa.predictor import Predictor
-from polyspace.models.vjepa.vit import PRESETS, HNetViT, TubeletViT
+from polyspace.models.vjepa.vit import HNetViT, TubeletViT
 from polyspace.report.chunk_figures import write_pictures
-from polyspace.train.checkpoint import load_strict
+from polyspace.train.encoders import build_encoder, save_encoder
 from polyspace.train.engine import PlainEngine
 from polyspace.train.jepa import JepaPhase, JepaSettings, Weights
 from polyspace.train.loop import FitSettings, fit
 from polyspace.train.masking import MaskPlan
 from polyspace.train.optim import build_adamw
-from polyspace.utils.checkpoint_io import load_tensors, read_json, save_tensors, sha256_file, sha256_json, write_json
-from polyspace.utils.errors import UserError, did_you_mean
+from polyspace.utils.checkpoint_io import sha256_file, sha256_json
+from polyspace.utils.errors import UserError
 from polyspace.utils.flops import num_params
 from polyspace.utils.log import say
 from polyspace.utils.plan import Plan
@@ -39,33 +38,6 @@ class DataConfig(Config):
     clips: int = Field(8000, ge=1, description="generated clips")
     workers: int = Field(2, ge=0, description="processes that decode files ahead")
     max_failed: float = Field(0.05, ge=0, le=1, description="share of unreadable clips at which the run stops")
-
-
-class EncoderConfig(Config):
-    arch: Literal["hnet", "tubelet"] = Field(
-        "hnet", description="chunks of the encoder's own choice, or plain tubelets"
-    )
-    preset: str = Field("tiny", description="tiny, small, base or large; the other keys override it")
-    dim: int | None = None
-    depth: int | None = None
-    heads: int | None = None
-    unit: int | None = None
-    unit_frames: int | None = None
-    cell_dim: int | None = None
-    cell_depth: int | None = None
-    conv_width: int | None = None
-    conv_blocks: tuple[int, ...] | None = None
-    stem: Literal["resnet", "tubelet"] | None = None
-    soft: bool | None = None
-    fixed: tuple[int, int, int] | None = None
-    regions: bool | None = None
-    overlap: float | None = None
-    learned_pooling: bool | None = None
-    learned_selection: bool | None = None
-    positions: Literal["adaptive", "centroid", "none"] | None = None
-    max_chunks: int | None = None
-    recompute: bool | None = None
-    groups: int | None = None
 
 
 class PretrainConfig(Config):
@@ -102,31 +74,6 @@ class PretrainConfig(Config):
     save_every: int = Field(200, ge=1)
     log_every: int = Field(10, ge=1)
     max_bad_steps: int = Field(5, ge=1, description="non-finite steps in a row that stop the run")
-
-
-def build_encoder(config: EncoderConfig) -> HNetViT | TubeletViT:
-    """The preset with the given overrides; `arch: tubelet` keeps what both have."""
-    if config.preset not in PRESETS:
-        raise UserError(f"encoder.preset {config.preset!r} is unknown{did_you_mean(config.preset, PRESETS)}")
-    kind = HNetViT if config.arch == "hnet" else TubeletViT
-    try:
-        return kind(**encoder_values(config))
-    except ValueError as error:
-        raise UserError(f"encoder: {error}") from error
-
-
-def encoder_values(config: EncoderConfig) -> dict[str, Any]:
-    """Every argument of the encoder's constructor: its defaults, the preset, the given overrides."""
-    may_be_none = ("max_chunks", "fixed")
-    given = config.model_dump(exclude={"arch", "preset"}, exclude_unset=True)
-    given = {k: v for k, v in given.items() if v is not None or k in may_be_none}
-    known = inspect.signature(HNetViT if config.arch == "hnet" else TubeletViT).parameters
-    for key in given:
-        if key not in known:
-            raise UserError(f"encoder.{key} has no meaning for arch {config.arch}")
-    defaults = {key: p.default for key, p in known.items() if p.default is not inspect.Parameter.empty}
-    preset = {key: value for key, value in PRESETS[config.preset].items() if key in known}
-    return defaults | preset | given
 
 
 def build_phase(encoder: HNetViT | TubeletViT, config: PretrainConfig, seed: int) -> JepaPhase:
@@ -244,7 +191,7 @@ def run_pretrain(config: Any, folder: Path, device: torch.device) -> dict[str, A
         shown = source.first(4)
     finally:
         source.close()
-    save_encoder(folder, phase, config.encoder, about)
+    save_encoder(folder, phase.target.model, config.encoder, about)
     log = folder / "metrics.jsonl"
     history = [json.loads(line) for line in log.read_text().splitlines()] if log.is_file() else []
     seen = {} if shown is None else look(phase, shown.to(device))
@@ -259,21 +206,3 @@ def run_pretrain(config: Any, folder: Path, device: torch.device) -> dict[str, A
         "last": metrics,
         "pictures": [str(p) for p in pictures],
     }
-
-
-def save_encoder(folder: Path, phase: JepaPhase, config: EncoderConfig, data: dict[str, Any]) -> None:
-    """The target encoder alone, for use: encoder.safetensors and encoder.json."""
-    save_tensors(folder / "encoder.safetensors", phase.target.model.state_dict())
-    encoder = {"arch": config.arch, "preset": config.preset} | encoder_values(config)
-    about = {"version": 1, "encoder": encoder, "data": data}
-    write_json(folder / "encoder.json", about | {"sha256": sha256_file(folder / "encoder.safetensors")})
-
-
-def load_encoder(folder: Path) -> HNetViT | TubeletViT:
-    """The encoder that `save_encoder` wrote, in eval mode."""
-    about = read_json(folder / "encoder.json", "encoder")
-    if sha256_file(folder / "encoder.safetensors") != about["sha256"]:
-        raise UserError(f"{folder / 'encoder.safetensors'} is damaged: its sha256 is not the recorded one")
-    encoder = build_encoder(validate(EncoderConfig, about["encoder"], str(folder / "encoder.json")))
-    load_strict(encoder, load_tensors(folder / "encoder.safetensors", "encoder"), folder)
-    return encoder.eval()

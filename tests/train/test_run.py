@@ -13,7 +13,8 @@ import torch
 import yaml
 
 from polyspace.config import run_command
-from polyspace.train.pretrain import EncoderConfig, PretrainConfig, build_encoder, load_encoder
+from polyspace.train.encoders import EncoderConfig, build_encoder, load_encoder
+from polyspace.train.pretrain import PretrainConfig
 from polyspace.train.run import RunConfig, main, phases_of
 from polyspace.utils.errors import UserError
 

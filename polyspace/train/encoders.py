@@ -1,0 +1,84 @@
+"""Encoders by configuration: building, saving, loading."""
+
+import inspect
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field
+from torch import nn
+
+from polyspace.config import Config, validate
+from polyspace.models.vjepa.vit import PRESETS, HNetViT, TubeletViT
+from polyspace.train.checkpoint import load_strict
+from polyspace.utils.checkpoint_io import load_tensors, read_json, save_tensors, sha256_file, write_json
+from polyspace.utils.errors import UserError, did_you_mean
+
+
+class EncoderConfig(Config):
+    arch: Literal["hnet", "tubelet"] = Field(
+        "hnet", description="chunks of the encoder's own choice, or plain tubelets"
+    )
+    preset: str = Field("tiny", description="tiny, small, base or large; the other keys override it")
+    dim: int | None = None
+    depth: int | None = None
+    heads: int | None = None
+    unit: int | None = None
+    unit_frames: int | None = None
+    cell_dim: int | None = None
+    cell_depth: int | None = None
+    conv_width: int | None = None
+    conv_blocks: tuple[int, ...] | None = None
+    stem: Literal["resnet", "tubelet"] | None = None
+    soft: bool | None = None
+    fixed: tuple[int, int, int] | None = None
+    regions: bool | None = None
+    overlap: float | None = None
+    learned_pooling: bool | None = None
+    learned_selection: bool | None = None
+    positions: Literal["adaptive", "centroid", "none"] | None = None
+    max_chunks: int | None = None
+    recompute: bool | None = None
+    groups: int | None = None
+
+
+def build_encoder(config: EncoderConfig) -> HNetViT | TubeletViT:
+    """The preset with the given overrides; `arch: tubelet` keeps what both have."""
+    if config.preset not in PRESETS:
+        raise UserError(f"encoder.preset {config.preset!r} is unknown{did_you_mean(config.preset, PRESETS)}")
+    kind = HNetViT if config.arch == "hnet" else TubeletViT
+    try:
+        return kind(**encoder_values(config))
+    except ValueError as error:
+        raise UserError(f"encoder: {error}") from error
+
+
+def encoder_values(config: EncoderConfig) -> dict[str, Any]:
+    """Every argument of the encoder's constructor: its defaults, the preset, the given overrides."""
+    may_be_none = ("max_chunks", "fixed")
+    given = config.model_dump(exclude={"arch", "preset"}, exclude_unset=True)
+    given = {k: v for k, v in given.items() if v is not None or k in may_be_none}
+    known = inspect.signature(HNetViT if config.arch == "hnet" else TubeletViT).parameters
+    for key in given:
+        if key not in known:
+            raise UserError(f"encoder.{key} has no meaning for arch {config.arch}")
+    defaults = {key: p.default for key, p in known.items() if p.default is not inspect.Parameter.empty}
+    preset = {key: value for key, value in PRESETS[config.preset].items() if key in known}
+    return defaults | preset | given
+
+
+def save_encoder(folder: Path, encoder: nn.Module, config: EncoderConfig, data: dict[str, Any]) -> None:
+    """Weights and how to build them: encoder.safetensors and encoder.json."""
+    save_tensors(folder / "encoder.safetensors", encoder.state_dict())
+    values = {"arch": config.arch, "preset": config.preset} | encoder_values(config)
+    about = {"version": 1, "encoder": values, "data": data}
+    write_json(folder / "encoder.json", about | {"sha256": sha256_file(folder / "encoder.safetensors")})
+
+
+def load_encoder(folder: Path) -> HNetViT | TubeletViT:
+    """The encoder that `save_encoder` wrote, in eval mode."""
+    about = read_json(folder / "encoder.json", "encoder")
+    if sha256_file(folder / "encoder.safetensors") != about["sha256"]:
+        raise UserError(f"{folder / 'encoder.safetensors'} is damaged: its sha256 is not the recorded one")
+    encoder = build_encoder(validate(EncoderConfig, about["encoder"], str(folder / "encoder.json")))
+    load_strict(encoder, load_tensors(folder / "encoder.safetensors", "encoder"), folder)
+    return encoder.eval()

@@ -1,11 +1,13 @@
 """Does H-Net V-JEPA learn, and better than tubelets at equal compute? Probes after pretraining, with all controls.
 
     python bench/learning.py --out docs/results/learning.json --work outputs/learning
-    python bench/learning.py --group sweep --seconds 400 --seeds 1 --out docs/results/learning_sweep.json
+    python bench/learning.py --group equal_steps --steps 4000 --out docs/results/learning_equal_steps.json
+    python bench/learning.py --group sweep --seconds 480 --seeds 1 --out docs/results/learning_sweep.json
+    python bench/learning.py --group ablation --seconds 480 --seeds 1 --out docs/results/learning_ablation.json
 
 Every arm runs in a process of its own with one thread, `--jobs` at a time; its length is `--seconds` of its own
 measured speed (so all arms have equal wall clock), or `--steps` updates. A finished arm is kept in --work and not run
-again; a killed one goes on from its last checkpoint. Settings are chosen on the validation part (--group sweep).
+again; a killed one goes on from its last checkpoint. Settings are chosen on the validation part: sweep and ablation measure nothing else.
 """
 
 import argparse
@@ -21,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from learning_arms import ABLATIONS, ARMS, CLASSES, CLIPS, LABELS, PARTS, SWEEP, Arm
+from learning_arms import ABLATIONS, ARMS, CLASSES, CLIPS, EQUAL_STEPS, LABELS, PARTS, SWEEP, Arm
 from learning_figure import chunk_figures, learning_figure
 from learning_measure import measure, measure_choice, raw_pixels, target_of
 
@@ -39,7 +41,7 @@ from polyspace.utils.checkpoint_io import load_tensors, read_json, save_tensors,
 from polyspace.utils.log import say, table
 from polyspace.utils.misc import set_seed
 
-GROUPS = {"main": ARMS, "ablation": ABLATIONS, "sweep": SWEEP}
+GROUPS = {"main": ARMS, "equal_steps": EQUAL_STEPS, "ablation": ABLATIONS, "sweep": SWEEP}
 
 
 def clips(work: Path, part: str) -> MovingClips:
@@ -80,7 +82,7 @@ def seconds_per_step(arm: Arm, source: MemoryClips, seed: int, steps: int = 24) 
 def run_arm(name: str, arm: Arm, seed: int, args: argparse.Namespace) -> dict[str, Any]:
     """Train (or leave at random init) and measure one arm; the sweep measures only what settings are chosen by."""
     folder = args.work / f"{name.replace('/', '_')}_{identity(arm, args)}" / f"seed{seed}"
-    work, seconds, steps, choice = args.work, args.seconds, args.steps, args.group != "main"
+    work, seconds, steps, choice = args.work, args.seconds, args.steps, args.group in ("ablation", "sweep")
     plan_file, result = folder / "plan.json", {"name": name, "seed": seed}
     torch.set_num_threads(1)
     if arm.pretrain is None:

@@ -51,6 +51,9 @@ ARMS = {
     "supervised": Arm(HNET, {}, supervised=True, seeds=1),
 }
 
+# for as many updates (--steps) of as many clips
+EQUAL_STEPS = {"tubelet_vjepa": Arm(TUBELET, HNET_STEP), "hnet_vjepa": Arm(HNET, HNET_STEP)}
+
 # one change each from hnet_vjepa
 ABLATIONS = {
     "as_is": Arm(HNET, HNET_STEP),

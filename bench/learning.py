@@ -7,7 +7,8 @@
 
 Every arm runs in a process of its own with one thread, `--jobs` at a time; its length is `--seconds` of its own
 measured speed (so all arms have equal wall clock), or `--steps` updates. A finished arm is kept in --work and not run
-again; a killed one goes on from its last checkpoint. Settings are chosen on the validation part: sweep and ablation measure nothing else.
+again; a killed one goes on from its last checkpoint. Settings are chosen on the validation part: sweep and ablation
+measure nothing else.
 """
 
 import argparse

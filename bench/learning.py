@@ -13,9 +13,7 @@ measure nothing else.
 
 import argparse
 import datetime
-import json
 import os
-import platform
 import subprocess
 import sys
 import time
@@ -24,10 +22,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from learning_arms import ABLATIONS, ARMS, CLASSES, CLIPS, EQUAL_STEPS, LABELS, PARTS, SWEEP, Arm
+from learning_arms import ABLATIONS, ARMS, CLASSES, CLIPS, EQUAL_STEPS, PARTS, SWEEP, Arm
 from learning_figure import chunk_figures, learning_figure
 from learning_measure import measure, measure_choice, raw_pixels, target_of
+from learning_report import MEASURES, collect, show, summary
 
+import polyspace
 from polyspace.data.clip_source import MemoryClips
 from polyspace.data.moving import MovingClips, moving_clips
 from polyspace.train.checkpoint import load_checkpoint
@@ -39,9 +39,10 @@ from polyspace.train.optim import build_adamw
 from polyspace.train.pretrain import build_phase, fit_settings
 from polyspace.train.supervised import SupervisedPhase
 from polyspace.utils.checkpoint_io import load_tensors, read_json, save_tensors, sha256_json, write_json
-from polyspace.utils.log import say, table
+from polyspace.utils.log import say
 from polyspace.utils.misc import set_seed
 
+FULL = ("main", "equal_steps")  # of the others only what settings are chosen by is measured
 GROUPS = {"main": ARMS, "equal_steps": EQUAL_STEPS, "ablation": ABLATIONS, "sweep": SWEEP}
 
 
@@ -83,8 +84,8 @@ def seconds_per_step(arm: Arm, source: MemoryClips, seed: int, steps: int = 24) 
 def run_arm(name: str, arm: Arm, seed: int, args: argparse.Namespace) -> dict[str, Any]:
     """Train (or leave at random init) and measure one arm; the sweep measures only what settings are chosen by."""
     folder = args.work / f"{name.replace('/', '_')}_{identity(arm, args)}" / f"seed{seed}"
-    work, seconds, steps, choice = args.work, args.seconds, args.steps, args.group in ("ablation", "sweep")
-    plan_file, result = folder / "plan.json", {"name": name, "seed": seed}
+    work, seconds, steps, choice = args.work, args.seconds, args.steps, args.group not in FULL
+    plan_file, result = folder / "plan.json", {"name": name, "seed": seed, "code": code_hash()}
     torch.set_num_threads(1)
     if arm.pretrain is None:
         phase = build(arm, 1, seed)
@@ -146,39 +147,14 @@ def identity(arm: Arm, args: argparse.Namespace) -> str:
     return sha256_json([arm.identity(), CLIPS, PARTS, args.seconds, args.steps])[:10]
 
 
+def code_hash() -> str:
+    """Of the package's sources: results of different code should not stand in one table unnoticed."""
+    files = sorted(Path(polyspace.__file__).parent.rglob("*.py"))
+    return sha256_json([file.read_text() for file in files])[:10]
+
+
 def result_file(arm: Arm, name: str, seed: int, args: argparse.Namespace) -> Path:
     return args.work / "results" / f"{name.replace('/', '_')}_{identity(arm, args)}_{seed}.json"
-
-
-def collect(results: dict[str, list[dict[str, Any]]]) -> dict[str, dict[str, Any]]:
-    """Per arm: a value per seed of every measure."""
-    arms = {}
-    for name, rows in results.items():
-        keys = {k for row in rows for k, v in row.items() if isinstance(v, (int, float, list, type(None)))}
-        arms[name] = {key: [row.get(key) for row in rows] for key in sorted(keys - {"seed"})}
-    return arms
-
-
-def show(arms: dict[str, dict[str, Any]]) -> None:
-    def mean(values: list[Any], digits: int) -> str:
-        known = [v for v in values if isinstance(v, (int, float))]
-        return f"{sum(known) / len(known):.{digits}f}" if known else "–"
-
-    columns = {
-        "validation": 3,
-        "linear": 3,
-        "probe": 3,
-        "shuffled": 3,
-        "regions_validation": 3,
-        "regions_linear": 3,
-        "skill": 2,
-        "rankme": 1,
-        "tokens": 1,
-        "steps": 0,
-    }
-    rows = [[n, *(mean(a.get(k, []), d) for k, d in columns.items())] for n, a in arms.items()]
-    for line in table(rows, ["arm", *columns]):
-        say(line)
 
 
 def main() -> None:
@@ -194,6 +170,8 @@ def main() -> None:
     parser.add_argument("--one", help=argparse.SUPPRESS)
     parser.add_argument("--seed", type=int, default=0, help=argparse.SUPPRESS)
     args = parser.parse_args()
+    if args.group == "equal_steps" and not args.steps:
+        parser.error("--group equal_steps needs --steps")
     args.work.mkdir(parents=True, exist_ok=True)
     if args.one:
         arm = GROUPS[args.group][args.one]
@@ -202,24 +180,13 @@ def main() -> None:
         return
     for part in PARTS:
         clips(args.work, part)
-    arms = collect(run_all(args.group, args))
+    arms = collect(run_all(args.group, args), MEASURES if args.group in FULL else ())
     if args.group == "main" and not args.only:
         pixels = raw_pixels({part: clips(args.work, part) for part in ("train", "validation", "test")})
-        arms["raw_pixels"] = {key: [value] * args.seeds for key, value in pixels.items()}
+        arms["raw_pixels"] = {key: [None] for key in MEASURES} | {key: [value] for key, value in pixels.items()}
     show(arms)
     if args.out:
-        trained = [a for a in arms.values() if any(isinstance(v, float) for v in a.get("shuffled", []))]
-        shuffled = {k: v["shuffled"] for k, v in arms.items() if v in trained}
-        about = {"labels": LABELS, "seconds": args.seconds, "steps": args.steps, "chance": 1 / CLASSES}
-        about |= {
-            "shuffled": shuffled,
-            "clips": CLIPS | {"parts": PARTS},
-            "threads_an_arm": 1,
-            "arms_at_a_time": args.jobs,
-        }
-        about |= {"arms": arms, "command": " ".join(["python", *sys.argv])}
-        about |= {"machine": f"{platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}"}
-        write_json(args.out, json.loads(json.dumps(about | {"date": datetime.date.today().isoformat()})))
+        write_json(args.out, summary(arms, None if args.steps else args.seconds, args.steps, args.jobs))
         say(f"-> {args.out}")
         if args.group == "main":
             for picture in pictures(args):

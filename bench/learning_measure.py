@@ -1,5 +1,6 @@
 """What bench/learning.py measures of an arm: probes, controls, tokens, cost, and what the chunks follow."""
 
+import time
 from typing import Any
 
 import torch
@@ -76,13 +77,16 @@ def mean_tokens(part: Part) -> float:
 def measure(phase: JepaPhase | SupervisedPhase, arm: Arm, clips: dict[str, MovingClips]) -> dict[str, Any]:
     """Everything that the table holds, from the last state of the arm's (target) encoder."""
     encoder = target_of(phase.eval())
+    start = time.perf_counter()
     fit, choose, test = (features(encoder, clips[part]) for part in ("train", "validation", "test"))
+    spent = time.perf_counter() - start
     out: dict[str, Any] = {
         "linear": linear_probe(fit, choose, test, CLASSES),
         "validation": linear_probe(fit, choose, choose, CLASSES),
         "probe": attentive_probe(fit, choose, test, CLASSES),
         "rankme": effective_rank(test.pooled).item(),
         "tokens": mean_tokens(test),
+        "encode_clips_per_s": sum(len(part.pooled) for part in (fit, choose, test)) / spent,
         "flops_per_clip": flops(encoder, clips["test"].video[:16]),
         "skill": skill(phase, clips["test"]) if isinstance(phase, JepaPhase) and arm.pretrain is not None else None,
     }
@@ -146,8 +150,9 @@ def chunk_measures(encoder: HNetViT, clips: MovingClips, count: int = 100) -> di
         part = encoder.encode(normalise(video), None, budget, regions)
         assert part.chunks is not None
         out[name] = agreement(part.chunks.assignment.argmax(-1), cells.flatten(1))
-        blocks = fixed_blocks((t, h, w), round(part.valid.sum(1).double().mean().item()))
+        blocks = fixed_blocks((t, h, w), part.valid.sum(1).double().mean().item())
         out[f"{name}_grid"] = agreement(blocks.expand(count, -1), cells.flatten(1))
+        out[f"{name}_grid_blocks"] = int(blocks.max()) + 1
     return out
 
 
@@ -157,13 +162,12 @@ def agreement(owner: Tensor, truth: Tensor) -> float:
     return float(sum(scores) / len(scores))
 
 
-def fixed_blocks(grid: tuple[int, int, int], budget: int) -> Tensor:
-    """The control without content: about `budget` equal blocks of places over all time."""
-    t, h, w = grid
-    rows = min(h, max(1, round(budget**0.5)))
-    cols = min(w, max(1, budget // rows))
-    block = (torch.arange(h) * rows // h)[:, None] * cols + (torch.arange(w) * cols // w)[None]
-    return block.expand(t, h, w).flatten()
+def fixed_blocks(grid: tuple[int, int, int], number: float) -> Tensor:
+    """The control without content: the grid cut into about so many equal blocks, in time as seldom as possible."""
+    cuts = [(a, b, c) for a in range(1, grid[0] + 1) for b in range(1, grid[1] + 1) for c in range(1, grid[2] + 1)]
+    best = min(cuts, key=lambda n: (abs(n[0] * n[1] * n[2] - number), n[0], abs(n[1] - n[2])))
+    at = [torch.arange(size) * parts // size for size, parts in zip(grid, best, strict=True)]
+    return ((at[0][:, None, None] * best[1] + at[1][:, None]) * best[2] + at[2]).flatten()
 
 
 def raw_pixels(clips: dict[str, MovingClips]) -> dict[str, Any]:
@@ -176,4 +180,4 @@ def raw_pixels(clips: dict[str, MovingClips]) -> dict[str, Any]:
         cells = video.view(n, t // 2, 2, s // 8, 8, s // 8, 8, 3).permute(0, 1, 3, 5, 2, 4, 6, 7)
         parts.append(Part(small, clips[part].label, cells.reshape(n, (t // 2) * (s // 8) ** 2, -1)))
     linear = linear_probe(parts[0], parts[1], parts[2], CLASSES)
-    return {"linear": linear, "probe": attentive_probe(parts[0], parts[1], parts[2], CLASSES, epochs=20), "skill": None}
+    return {"linear": linear, "probe": attentive_probe(parts[0], parts[1], parts[2], CLASSES), "skill": None}

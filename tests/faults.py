@@ -67,6 +67,12 @@ FAULTS = {
         "+ 0 * total[..., None]",
         f"{MODELS}/test_hnet_vit.py",
     ),
+    "target joins places": (
+        "train/jepa.py",
+        "encoder.encode(video, regions=False, capped=False)",
+        "encoder.encode(video)",
+        STEP,
+    ),
     "regions join whatever touches": (
         "models/hnet/regions.py",
         "(alike > limit).sum(1)",

@@ -31,8 +31,8 @@ class EncoderConfig(Config):
     stem: Literal["resnet", "tubelet"] | None = None
     soft: bool | None = None
     fixed: tuple[int, int, int] | None = None
-    regions: bool | None = None
-    overlap: float | None = None
+    regions: bool | None = Field(None, description="alike neighbours share a chunk, when the encoder is used")
+    overlap: float | None = Field(None, ge=0, le=1, description="share of steps that joining runs have in common")
     learned_pooling: bool | None = None
     learned_selection: bool | None = None
     positions: Literal["adaptive", "centroid", "none"] | None = None

@@ -53,7 +53,8 @@ class JepaSettings:
     per_chunk: the energy is a mean over hidden chunks, not over hidden cells, so that what stands still for long does
     not outweigh what moves (no difference for tubelets). ema: decay at the first and the last step. budgets: range of
     the share of visible cells that is the budget on `budget_share` of the steps. region_share: share of steps on which
-    the online encoder joins places to regions (the target never does: its latents are those of single places).
+    the online encoder joins places to regions (the target never does, and has no cap on its chunks: its latents are
+    those of single places).
     context_ramp: shares of the run between which the context loss comes in.
     """
 
@@ -127,7 +128,11 @@ class JepaPhase(Phase):
 
     def _encode_target(self, video: Tensor) -> Encoded:
         encoder = self.target.model
-        return encoder.encode(video) if isinstance(encoder, TubeletViT) else encoder.encode(video, regions=False)
+        return (
+            encoder.encode(video)
+            if isinstance(encoder, TubeletViT)
+            else encoder.encode(video, regions=False, capped=False)
+        )
 
     def _choice(self, masks: Masks, step: int) -> tuple[int | None, bool]:
         """This step's budget (a fraction of the visible cells, or the content's own choice), and whether regions."""

@@ -62,7 +62,7 @@ class PretrainConfig(Config):
     block_scale: float = Field(0.15, ge=0, le=1)
     context_weight: float = Field(0.0, ge=0)
     variance_weight: float = Field(0.5, ge=0)
-    covariance_weight: float = Field(0.5, ge=0)
+    covariance_weight: float = Field(0.02, ge=0)
     vicregl_weight: float = Field(0.0, ge=0)
     ratio_weight: float = Field(0.03, ge=0)
     entropy_weight: float = Field(0.0, ge=0)
@@ -70,7 +70,7 @@ class PretrainConfig(Config):
     cells_per_chunk: float = Field(5.0, gt=1, description="what the ratio loss steers judged cells to")
     budgets: tuple[float, float] | None = Field(None, description="range of budgets trained for, share of the cells")
     budget_share: float = Field(0.5, ge=0, le=1, description="share of steps with a budget")
-    region_share: float = Field(0.0, ge=0, le=1, description="share of steps that see regions, else single places")
+    region_share: float = Field(0.0, ge=0, le=1, description="share of steps on regions (hurt where it was measured)")
     save_every: int = Field(200, ge=1)
     log_every: int = Field(10, ge=1)
     max_bad_steps: int = Field(5, ge=1, description="non-finite steps in a row that stop the run")
@@ -107,6 +107,8 @@ def build_phase(encoder: HNetViT | TubeletViT, config: PretrainConfig, seed: int
     for key in ("budgets", "region_share", "entropy_weight", "boundary_weight"):
         if isinstance(encoder, TubeletViT) and getattr(c, key):
             raise UserError(f"pretrain.{key} has no meaning for arch tubelet")
+    if c.region_share and not (isinstance(encoder, HNetViT) and encoder.routing.gate is not None):
+        raise UserError("pretrain.region_share has no meaning for a fixed grid")
     if c.target == "chunk" and c.context_weight:
         raise UserError("pretrain.context_weight has no meaning for target chunk")
     try:

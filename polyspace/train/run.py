@@ -58,7 +58,9 @@ def run(config: RunConfig) -> dict[str, Any]:
         raise UserError("main.py runs on one process; several ranks would each run the whole job in the same folder")
     device = get_device(config.device)
     try_writing(config.work_dir)
-    write_json(config.work_dir / "run.json", run_info("train", config))
+    about = config.work_dir / "run.json"
+    if not about.is_file():  # a killed first run leaves it too
+        write_json(about, run_info("train", config))
     path = config.work_dir / "pipeline_manifest.json"
     manifest: dict[str, Any] = read_json(path, "pipeline manifest") if path.is_file() else {"version": 1, "phases": {}}
     for name in names:
@@ -75,6 +77,7 @@ def run(config: RunConfig) -> dict[str, Any]:
             "seconds": round(time.monotonic() - start, 1),
         }
         write_json(path, manifest)
+        write_json(about, run_info("train", config))
     return manifest
 
 

@@ -131,10 +131,27 @@ def test_rows_of_the_assignment_sum_to_one_on_what_is_visible():
 
 
 @pytest.mark.parametrize("budget", [1, 5, 16, 20, 48])
-def test_a_budget_gives_as_many_chunks(budget):
-    f = encoder()(clips(), num_chunks=budget)
+@pytest.mark.parametrize("changes", [{}, {"regions": True}, {"learned_selection": True}], ids=str)
+def test_a_budget_gives_as_many_chunks(changes, budget):
+    f = encoder(**changes)(clips(), num_chunks=budget)
     assert f.num_chunks.tolist() == [budget] * 3
     assert torch.allclose(f.assignment.sum(-1), torch.ones(3, 48), atol=1e-5)
+
+
+def test_a_budget_has_at_least_one_chunk():
+    for changes in ({}, {"fixed": (1, 1, 1)}, {"learned_selection": True}):
+        with pytest.raises(ValueError, match="num_chunks must be at least 1"):
+            encoder(**changes)(clips(), num_chunks=0)
+
+
+@pytest.mark.parametrize(("block", "count", "left"), [((3, 2, 2), 4, 3), ((1, 4, 4), 3, 3), ((2, 1, 2), 16, 12)])
+def test_a_fixed_grid_has_its_blocks_and_hides_what_is_hidden(block, count, left):
+    model, video = encoder(fixed=block), clips()
+    f = model(video)
+    assert f.num_chunks.tolist() == [count] * 3 and torch.equal(f.tokens, model(video, regions=True).tokens)
+    hidden = torch.zeros(3, *GRID, dtype=torch.bool)
+    hidden[0, :, :2, :2] = True
+    assert model(video, hidden).num_chunks.tolist() == [left, count, count]
 
 
 def test_a_small_budget_merges_what_is_alike_and_keeps_what_moves():
@@ -185,12 +202,18 @@ def test_recomputation_and_groups_change_nothing():
     assert torch.allclose(other(video).tokens, expected, atol=1e-5)
 
 
-def test_clips_do_not_influence_each_other():
-    model, video = encoder(), clips(3)
-    video[1] = torch.randn_like(video[1])
-    f = model(video)
-    alone = model(video[:1])
+@pytest.mark.parametrize("budget", [None, 3, 20])
+@pytest.mark.parametrize("changes", [{}, {"regions": True}, {"learned_selection": True}, {"fixed": (1, 1, 1)}], ids=str)
+def test_clips_do_not_influence_each_other(changes, budget):
+    """Isolated columns too, which a budget must merge although they touch nowhere."""
+    model, video = encoder(**changes), clips(3)
+    video[0], video[1] = video[0, :1], torch.randn_like(video[1])
+    hidden = torch.zeros(3, 4, 4, dtype=torch.bool)
+    hidden[0] = (torch.arange(4)[:, None] + torch.arange(4)) % 2 == 0
+    hidden[2, 0] = True
+    f, alone = model(video, hidden, budget), model(video[:1], hidden[:1], budget)
     n = int(alone.num_chunks[0])
+    assert f.num_chunks[0] == n
     assert torch.allclose(f.tokens[0, :n], alone.tokens[0, :n], atol=1e-5)
 
 
@@ -277,7 +300,7 @@ def test_a_surplus_chunk_joins_what_it_resembles_not_what_is_nearest():
     a, b = torch.eye(32)[0], torch.eye(32)[1]
     places = [[0, 0, 0], [0, 1, 1], [0, 3, 3], [1, 0, 0], [1, 3, 3]]
     cells = packed(places, torch.stack([a, b, b, a, b]))
-    routing = SparseRouting(32, 1, depth=0)(cells, num_chunks=2)
+    routing = SparseRouting(32, 1, depth=0)(cells, 2, 2)
     assert routing.valid.sum() == 3
     chunks = LearnedAttentionPooling(32, 1)(cells, routing, most=2)
     assert chunks.valid.sum() == 2 and chunks.assignment[0, 1, 1] > 0.9

@@ -184,13 +184,28 @@ def test_two_runs_and_a_resumed_one_end_in_the_same_bits(tmp_path):
         )
 
 
-def test_the_target_keeps_single_places_and_the_share_of_steps_with_regions_is_kept():
-    p, b = phase(region_share=0.25, total_steps=400, masks=MaskPlan(1.0)), batch(2, step=3)
+def test_the_target_keeps_single_places_whatever_the_encoder_does_in_use():
+    p, b = phase(masks=MaskPlan(1.0)), batch(2, step=3)
+    expected = p._encode_target(b.video)
+    p.target.model.regions, p.target.model.max_chunks = True, 5
+    assert p.target.model.encode(b.video).tokens.shape[1] == 5
+    kept = p._encode_target(b.video)
+    assert torch.equal(kept.tokens, expected.tokens)
+
+
+def test_a_share_of_steps_sees_regions():
+    p = phase(region_share=0.25, total_steps=400, masks=MaskPlan(1.0))
     m = p.settings.masks.draw(GRID, 0, 3, range(2))
-    joined = sum(p._choice(m, step)[1] for step in range(400))
-    assert 70 <= joined <= 130
-    places = p.target.model.encode(b.video, regions=False)
-    assert torch.equal(p._encode_target(b.video).tokens, places.tokens)
+    joined = [step for step in range(400) if p._choice(m, step)[1]]
+    assert 70 <= len(joined) <= 130
+    seen = []
+    p.predictor.register_forward_hook(lambda _m, inputs, _o: seen.append(inputs[0].shape[1]))
+    p.encoder.routing.gate.threshold.data.fill_(-2.0)  # everything is alike
+    columns = GRID[1] * GRID[2]
+    single = next(step for step in range(400) if step not in joined)
+    for step in (joined[0], single):
+        p(batch(2, step=step)).loss.backward()
+    assert seen == [1, columns]
 
 
 @pytest.mark.parametrize("changes", [{}, {"per_chunk": False}, {"energy": "smooth_l1"}, {"energy": "l2"}])

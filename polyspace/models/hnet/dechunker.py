@@ -8,17 +8,17 @@ from polyspace.utils.misc import straight_through
 
 
 def dechunk(
-    tokens: Float[Tensor, "B M D"], assignment: Float[Tensor, "B V M"], prob: Float[Tensor, "B V"] | None = None
+    tokens: Float[Tensor, "B M D"], assignment: Float[Tensor, "B V M"], confidence: Float[Tensor, "B V"] | None = None
 ) -> Float[Tensor, "B V D"]:
     """y_i = c_i·Σ_k A_ik·z_k, the adjoint of the sum Σ_i A_ik·f_i that chunking makes. The soft assignment is H-Net's
     smoothing one step back: y = p·z_own + (1 − p)·z_before. Renumbering the slots changes nothing.
 
-    c is 1 and carries the gradient of the confidence max(p, 1 − p) of each cell's decision `prob`, so that a wrong and
-    sure one is felt (H-Net, arXiv 2507.07955, equation 7)."""
+    c is 1 and carries the gradient of the confidence in each cell's decision, so that a wrong and sure one is felt
+    (H-Net, arXiv 2507.07955, equation 7)."""
     y = assignment.to(tokens.dtype) @ tokens
-    if prob is None:
+    if confidence is None:
         return y
-    confidence = torch.maximum(prob, 1 - prob).to(y.dtype)
+    confidence = confidence.to(y.dtype)
     return y * straight_through(torch.ones_like(confidence), confidence)[..., None]
 
 

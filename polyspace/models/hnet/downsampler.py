@@ -108,7 +108,8 @@ class LearnedAttentionPooling(nn.Module):
         z = F.normalize(mean, dim=-1)
         score = mass if self.score is None else self.score(self.pool(routing.fine, assignment, None)).squeeze(-1)
         ranked = torch.where(routing.valid, score.detach(), float("-inf"))
-        kept = ranked.topk(num_chunks, dim=1).indices.sort(1).values  # (B,S)
+        order = ranked.argsort(dim=1, descending=True, stable=True)  # ties must not depend on the batch
+        kept = order[:, :num_chunks].sort(1).values  # (B,S)
         kept_valid = routing.valid.gather(1, kept)
         logits = z @ take_rows(z, kept).transpose(1, 2) / self.temperature
         distance = torch.cdist(place.float(), take_rows(place, kept).float()).square()

@@ -1,4 +1,4 @@
-"""How alike two cells are, and whether that makes a boundary: learned, or by a fixed grid."""
+"""How alike two cells are, and whether that makes a boundary."""
 
 from dataclasses import dataclass
 
@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from polyspace.models.hnet.encoder import Cells, Grid, take_rows
+from polyspace.models.hnet.encoder import take_rows
 from polyspace.utils.misc import full_precision, wide
 
 
@@ -49,22 +49,3 @@ class Likeness:
     def beside(self, rows: Int[Tensor, "B V"]) -> Float[Tensor, "B V"]:
         """The same for cells beside each other, where neither is the earlier one: the mean of both ways."""
         return (self.to(rows) + (take_rows(self.later, rows) * self.earlier).sum(-1)) / 2
-
-
-@dataclass(frozen=True)
-class SameBlock:
-    """Likeness of the fixed grid: 1 within a block of cells (steps, rows, columns), −1 between blocks."""
-
-    block: Int[Tensor, "B V"]
-
-    @classmethod
-    def of(cls, cells: Cells, size: Grid) -> "SameBlock":
-        _, h, w = cells.grid
-        i = cells.index
-        rows, cols = -(-h // size[1]), -(-w // size[2])
-        return cls((i // (h * w) // size[0] * rows + i // w % h // size[1]) * cols + i % w // size[2])
-
-    def to(self, rows: Int[Tensor, "B V"]) -> Float[Tensor, "B V"]:
-        return torch.where(self.block.gather(1, rows) == self.block, 1.0, -1.0)
-
-    beside = to

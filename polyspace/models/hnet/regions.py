@@ -25,10 +25,10 @@ def side_edges(
     alike: Float[Tensor, "B P"],
     there: Bool[Tensor, "B P"],
     sizes: Int[Tensor, "B M"],
-    overlap: float,
+    overlap: float | None,
 ) -> Edges:
     """One edge a pair of runs, from pairs of cells beside each other: their mean likeness. Runs that share fewer than
-    `overlap` of their steps (intersection over union) are not one thing at one time: `LAST`."""
+    `overlap` of their steps (intersection over union; None: all) are not one thing at one time: `LAST`."""
     runs = sizes.shape[1]
     key, order = torch.where(there, first * runs + second, runs * runs).sort(dim=1, stable=True)
     fresh = torch.ones_like(key, dtype=torch.bool)
@@ -41,7 +41,7 @@ def side_edges(
     a, b = pair // runs, pair % runs
     union = sizes.gather(1, a) + sizes.gather(1, b) - shared
     mean = total / shared.clamp_min(1)
-    score = torch.where(shared >= overlap * union, mean, mean - LAST)
+    score = mean - LAST if overlap is None else torch.where(shared >= overlap * union, mean, mean - LAST)
     return Edges(a, b, torch.where(shared > 0, score, float("-inf")))
 
 
@@ -54,7 +54,7 @@ def join(
     until there are as many: single-linkage clustering, cut where the budget says. More than `most` can be left only
     where no edges are (parts that hidden cells separate).
     """
-    alike, order = edges.alike.detach().sort(dim=1, descending=True, stable=True)
+    alike, order = edges.alike.sort(dim=1, descending=True, stable=True)
     a, b = edges.a.gather(1, order), edges.b.gather(1, order)
     rank = torch.arange(a.shape[1], device=a.device).expand_as(a)
     limit = torch.as_tensor(threshold, device=a.device, dtype=alike.dtype).detach().clamp_min(-1)

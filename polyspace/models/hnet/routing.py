@@ -1,9 +1,9 @@
 """Which cells belong together: attention among cells, a boundary where a place changes, and runs between boundaries.
 
 A column of cells (one place over time) is cut where a cell differs enough from the one before it: H-Net's dynamic
-chunking along time (arXiv 2507.07955, section 2.2), for every place at once. Runs side by side that look alike by the
-same gate, over the same steps, are one chunk. A still wall becomes one chunk however large it is and however long it
-lasts; what moves keeps its steps apart. The number of chunks follows the content of each clip.
+chunking along time (arXiv 2507.07955, section 2.2), for every place at once. What stands still becomes one chunk
+however long it lasts, what moves keeps its steps apart, and the number of chunks follows the content of each clip. On
+request, or where a budget asks for fewer, runs side by side that look alike join to regions: a still wall becomes one.
 """
 
 import math
@@ -14,7 +14,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from polyspace.models.hnet.encoder import Cells, Grid
-from polyspace.models.hnet.gate import BoundaryGate, Likeness, SameBlock
+from polyspace.models.hnet.gate import BoundaryGate, Likeness
 from polyspace.models.hnet.regions import LAST, Edges, join, side_edges
 from polyspace.models.hnet.sparse_attention import NativeSparseAttention
 from polyspace.models.layers import Block, sincos_code
@@ -27,8 +27,9 @@ class Routing:
 
     fine (B,V,D): contextualised cells. own, before (B,V): slot of a cell's chunk, and of the chunk that its column was
     in before (its own where there is none). share (B,V): weight of `own` against `before`, 1 for hard assignment. valid
-    (B,M): slots in use. boundary, prob, judged (B,V): the decisions along time, and where there was one to make (cells
-    with a visible cell before them; prob is 1 elsewhere). gated: a gate decided, not the fixed grid.
+    (B,M): slots in use. prob, boundary, judged (B,V): the gate's p that a chunk begins, whether it says so, and where
+    there was something to say (cells with a visible cell before them; p is 1 elsewhere). cut (B,V): where chunks do
+    begin, a budget's cuts included. gated: a gate decided, not a fixed grid.
     """
 
     fine: Float[Tensor, "B V D"]
@@ -36,10 +37,15 @@ class Routing:
     before: Int[Tensor, "B V"]
     share: Float[Tensor, "B V"]
     valid: Bool[Tensor, "B M"]
-    boundary: Bool[Tensor, "B V"]
     prob: Float[Tensor, "B V"]
+    boundary: Bool[Tensor, "B V"]
     judged: Bool[Tensor, "B V"]
+    cut: Bool[Tensor, "B V"]
     gated: bool = True
+
+    def confidence(self) -> Float[Tensor, "B V"]:
+        """p where a chunk begins, 1 − p where none does."""
+        return torch.where(self.cut, self.prob, 1 - self.prob)
 
     def assignment(self, cells_valid: Bool[Tensor, "B V"]) -> Float[Tensor, "B V M"]:
         """share·onehot(own) + (1 − share)·onehot(before): rows of real cells sum to 1, of padding to 0."""
@@ -80,45 +86,57 @@ class SparseRouting(nn.Module):
         self.soft, self.fixed, self.overlap = soft, fixed, overlap
 
     def forward(
-        self, cells: Cells, num_chunks: int | None = None, max_chunks: int | None = None, regions: bool = False
+        self, cells: Cells, least: int | None = None, most: int | None = None, regions: bool = False
     ) -> Routing:
-        """`regions` joins alike runs side by side; else every column keeps its own chunks. `num_chunks` asks for so
-        many chunks where a clip has that many cells, `max_chunks` for no more; what can't be joined (parts that touch
-        nowhere) is for the downsampler to merge."""
+        """`regions` joins alike runs side by side; else every column keeps its own chunks. Fewer than `least` chunks: a
+        clip is cut further, most probable boundaries first, as far as it has cells. More than `most`: runs that touch
+        join, most alike first; what touches nowhere is for the downsampler to merge. A fixed grid stays as it is."""
+        fine = self.contextualise(cells)
+        if self.gate is None:
+            return self.blocks_of(cells, fine)
+        _, h, w = cells.grid
+        find = RowFinder(cells)
+        before, judged = find.back(h * w, cells.index >= h * w)
+        likeness = self.gate(cells.x)
+        prob = torch.where(judged, self.gate.prob(likeness.to(before)), 1)
+        boundary = (prob >= 0.5) & cells.valid
+        cut = boundary if least is None else boundary | most_probable(prob, judged, cells.valid, least)
+        run, earlier, head, counts = follow(before, judged, cut, cells.grid[0])
+        share = prob.gather(1, head) if self.soft else torch.ones_like(prob)
+        if regions or (most is not None and bool((counts > most).any())):
+            with torch.no_grad():
+                overlap = self.overlap if regions else None
+                edges = touching(cells, find, likeness, run, before, cut & judged, counts, overlap)
+                region = join(edges, counts, int(counts.max()), self.gate.threshold, least, most)
+                region, counts = renumber(region, counts)
+            run, earlier = region.gather(1, run), region.gather(1, earlier)
+        valid = torch.arange(int(counts.max()), device=run.device) < counts[:, None]
+        own, earlier = (torch.where(cells.valid, s, 0) for s in (run, earlier))
+        return Routing(fine, own, earlier, share, valid, prob, boundary, judged, cut)
+
+    def contextualise(self, cells: Cells) -> Float[Tensor, "B V D"]:
         x = cells.x
         if len(self.blocks):
             x = x + sincos_code(cells.coords, x.shape[-1]).to(x.dtype)
         pad = None if bool(cells.valid.all()) else ~cells.valid
         for block in self.blocks:
             x = block(x, cells.grid, cells.index, pad)
-        fine = torch.where(cells.valid[..., None], self.norm(x), 0)
-        _, h, w = cells.grid
-        find = RowFinder(cells)
-        before, judged = find.back(h * w, cells.index >= h * w)
-        if self.gate is not None:
-            likeness: Likeness | SameBlock = self.gate(cells.x)
-            threshold: Tensor | float = self.gate.threshold
-            prob = torch.where(judged, self.gate.prob(likeness.to(before)), 1)
-            boundary = prob >= 0.5
-            if num_chunks is not None:
-                boundary = boundary | most_probable(prob, judged, cells.valid, num_chunks)
-        else:
-            likeness, threshold = SameBlock.of(cells, self.fixed or (1, 1, 1)), 0.0
-            boundary = likeness.to(before) < 0
-            prob = boundary.to(wide(x).dtype)
-        boundary = (boundary | ~judged) & cells.valid
-        run, earlier, head, counts = follow(before, judged, boundary, cells.grid[0])
-        share = prob.gather(1, head) if self.soft and self.gate is not None else torch.ones_like(prob)
-        if regions or num_chunks is not None or max_chunks is not None:
-            overlap = self.overlap if regions else 2.0  # no two runs share more than all
-            edges = touching(cells, find, likeness, run, before, boundary & judged, counts, overlap)
-            least, most = (num_chunks, num_chunks) if num_chunks is not None else (None, max_chunks)
-            region = join(edges, counts, int(counts.max()), threshold, least, most)
-            region, counts = renumber(region, counts)
-            run, earlier = region.gather(1, run), region.gather(1, earlier)
-        valid = torch.arange(int(counts.max()), device=run.device) < counts[:, None]
-        own, earlier = (torch.where(cells.valid, s, 0) for s in (run, earlier))
-        return Routing(fine, own, earlier, share, valid, boundary, prob, judged, self.gate is not None)
+        return torch.where(cells.valid[..., None], self.norm(x), 0)
+
+    def blocks_of(self, cells: Cells, fine: Float[Tensor, "B V D"]) -> Routing:
+        """Chunks of the fixed grid: its blocks with something visible, in order."""
+        steps, rows, cols = self.fixed or (1, 1, 1)
+        t, h, w = cells.grid
+        shape = -(-t // steps), -(-h // rows), -(-w // cols)
+        i = cells.index
+        block = (i // (h * w) // steps * shape[1] + i // w % h // rows) * shape[2] + i % w // cols
+        seen = torch.zeros(len(block), shape[0] * shape[1] * shape[2], dtype=torch.long, device=block.device)
+        seen = seen.scatter_reduce(1, block, cells.valid.long(), "amax")
+        own = torch.where(cells.valid, (seen.cumsum(1) - 1).gather(1, block), 0)
+        counts = seen.sum(1)
+        valid = torch.arange(int(counts.max()), device=own.device) < counts[:, None]
+        sure, nothing = torch.ones_like(wide(fine[..., 0])), torch.zeros_like(cells.valid)
+        return Routing(fine, own, own, sure, valid, sure, cells.valid, nothing, cells.valid, gated=False)
 
 
 class RowFinder:
@@ -168,12 +186,12 @@ def follow(
 def touching(
     cells: Cells,
     find: RowFinder,
-    likeness: Likeness | SameBlock,
+    likeness: Likeness,
     run: Int[Tensor, "B V"],
     before: Int[Tensor, "B V"],
     cut: Bool[Tensor, "B V"],
     counts: Int[Tensor, " B"],
-    overlap: float,
+    overlap: float | None,
 ) -> Edges:
     """Edges between runs side by side, and (last of all) between a run and the one before it."""
     _, h, w = cells.grid

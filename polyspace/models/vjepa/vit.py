@@ -107,7 +107,7 @@ class Encoded:
         """Latents of the visible cells: the tokens handed back to the cells they stand for."""
         if self.chunks is None or self.routing is None:
             return self.tokens
-        return dechunk(self.tokens, self.chunks.assignment, self.routing.prob if self.routing.gated else None)
+        return dechunk(self.tokens, self.chunks.assignment, self.routing.confidence() if self.routing.gated else None)
 
     def on_grid(self) -> Float[Tensor, "B N D"]:
         """The same on the whole grid, zeros where hidden."""
@@ -140,11 +140,12 @@ class TubeletViT(nn.Module):
 class HNetViT(nn.Module):
     """The video encoder that chooses its own tokens: cells → routing → pooled chunks → positions → ViT.
 
-    `forward(video, hidden=None, num_chunks=None)`: video (B,T,H,W,3) normalised; hidden bool (B,H/u,W/u) for whole
-    columns or (B,T/τ,H/u,W/u), True = not to be seen, u = `unit` pixels, τ = `unit_frames`; num_chunks sets a budget
-    (at most so many tokens a clip, and so many where the clip has that many cells), else the content decides up to
-    `max_chunks`. Every place has chunks of its own; with `regions`, places beside each other that look alike at the
-    same time share theirs (a third of the tokens, at some loss). Nothing that is returned depends on hidden pixels.
+    `forward(video, hidden=None, num_chunks=None, regions=None)`: video (B,T,H,W,3) normalised; hidden bool
+    (B,H/u,W/u) for whole columns or (B,T/τ,H/u,W/u), True = not to be seen, u = `unit` pixels, τ = `unit_frames`;
+    num_chunks sets a budget (at most so many tokens a clip, and so many where the clip has that many cells), else
+    the content decides up to `max_chunks`. Every place has chunks of its own until a budget makes neighbours join,
+    the most alike first; with `regions`, all that look alike at the same time do (a third of the tokens, at some
+    loss). Nothing that is returned depends on hidden pixels.
     """
 
     def __init__(
@@ -200,13 +201,16 @@ class HNetViT(nn.Module):
         hidden: Bool[Tensor, "B *t h w"] | None = None,
         num_chunks: int | None = None,
         regions: bool | None = None,
+        capped: bool = True,
     ) -> Encoded:
+        """As `forward`, with all that is known on the way; `capped` False lifts `max_chunks`."""
         cells = self.stem(video, _flat(hidden, video, self.unit, self.unit_frames))
-        most = self.max_chunks if num_chunks is None else num_chunks
+        if num_chunks is not None and num_chunks < 1:
+            raise ValueError(f"num_chunks must be at least 1, not {num_chunks}")
+        most = num_chunks or (self.max_chunks if capped else None)
         selects = self.downsampler.score is not None  # then the learned score decides what is kept, not likeness
         regions = self.regions if regions is None else regions
-        budget = (None, None) if selects else (num_chunks, self.max_chunks)
-        routing = self.routing(cells, *budget, regions=regions)
+        routing = self.routing(cells, num_chunks, None if selects else most, regions)
         chunks = self.downsampler(cells, routing, most)
         x = self.widen(chunks.tokens)
         x = x + self.position(chunks.centroids, chunks.sizes).to(x.dtype)

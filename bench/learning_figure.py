@@ -56,7 +56,8 @@ def learning_figure(about: dict[str, Any], path: Path) -> Path:
         runs = zip(arm.get("budget_tokens", []), arm.get("budget_linear", []), strict=True)
         for number, (budgets, values) in enumerate(runs):
             label = f"{TITLES[name]}, given budgets" if number == 0 else None
-            curve.plot(budgets, values, "-", color=COLOURS[name], alpha=0.6, label=label)
+            curve.plot(budgets, values, ".-", color=COLOURS[name], alpha=0.6, label=label)
+    curve.axhline(about["chance"], color="grey", linestyle="--")
     curve.set(xlabel="tokens a clip (mean)", ylabel="linear probe", ylim=(0, 1))
     curve.legend(fontsize=7, frameon=False, loc="lower right")
     return save_figure(figure, path)

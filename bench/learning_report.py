@@ -7,8 +7,10 @@ import platform
 import sys
 from typing import Any
 
+import numpy as np
 import torch
 from learning_arms import CLASSES, CLIPS, LABELS, PARTS
+from scipy import stats
 
 from polyspace.utils.log import say, table
 
@@ -52,12 +54,32 @@ def show(arms: dict[str, dict[str, Any]]) -> None:
         say(line)
 
 
+def intervals(arms: dict[str, dict[str, Any]]) -> dict[str, tuple[float, float, float]]:
+    """Mean, low and high over seeds of each arm's linear accuracy, and of the difference to every other arm of the same
+    seeds for H-Net V-JEPA; only where there are several seeds."""
+    values = {
+        name: np.array(a["linear"], dtype=float) for name, a in arms.items() if None not in a.get("linear", [None])
+    }
+    ours = values.get("hnet_vjepa", np.array([]))
+    others = {f"hnet_vjepa - {n}": ours - v for n, v in values.items() if n != "hnet_vjepa" and len(v) == len(ours)}
+    out = {}
+    for name, x in (values | others).items():
+        if len(x) > 1:
+            half = float(stats.t.ppf(0.975, len(x) - 1) * x.std(ddof=1) / len(x) ** 0.5)
+            out[name] = (float(x.mean()), float(x.mean()) - half, float(x.mean()) + half)
+    return out
+
+
 def summary(arms: dict[str, dict[str, Any]], seconds: float | None, steps: int | None, jobs: int) -> dict[str, Any]:
     """What the JSON holds: how it was made, and the arms."""
     about: dict[str, Any] = {"labels": LABELS, "supervised_labels": PARTS["pretrain"][0]}
     about |= {"seconds": seconds, "steps": steps, "chance": 1 / CLASSES}
     about |= {"shuffled": {name: a["shuffled"] for name, a in arms.items() if any(a.get("shuffled", []))}}
     about |= {"clips": CLIPS | {"parts": PARTS}, "threads_an_arm": 1, "arms_at_a_time": jobs, "arms": arms}
+    about |= {
+        "intervals": intervals(arms),
+        "interval": "mean and 95 % t interval over seeds, linear probe on the test part",
+    }
     about |= {"command": " ".join(["python", *sys.argv]), "date": datetime.date.today().isoformat()}
     about |= {"machine": f"{platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}"}
     return json.loads(json.dumps(about))

@@ -65,6 +65,7 @@ ABLATIONS = {
     "no_cell_attention": Arm(HNET | {"cell_depth": 0}, HNET_STEP),
     "no_variance": Arm(HNET, HNET_STEP | NO_VARIANCE),
     "no_covariance": Arm(HNET, HNET_STEP | {"covariance_weight": 0.0}),
+    "fewer_chunks": Arm(HNET, HNET_STEP | {"cells_per_chunk": 10.0}),
     "no_ratio": Arm(HNET, HNET_STEP | {"ratio_weight": 0.0}),
     "energy_per_cell": Arm(HNET, HNET_STEP | {"per_chunk": False}),
     "context_loss": Arm(HNET, HNET_STEP | {"context_weight": 0.5}),

@@ -95,9 +95,7 @@ def fit(
             batches = list(_micro_batches(picks, load, settings.accumulate, step))
             lr = warmup_cosine(step, settings.steps, settings.lr, settings.warmup_ratio)
             output, sound = engine.update(batches, lr)
-            bad = 0 if sound else bad + 1
-            if not sound:
-                _tolerate(bad, settings.max_bad_steps, f"{name}: step {step}", folder)
+            bad = 0 if sound else _tolerate(bad + 1, settings.max_bad_steps, f"{name}: step {step}", folder)
             done = step + 1
             engine.phase.after_update(done)
             last = done == settings.steps
@@ -126,11 +124,12 @@ def _warn_once(alarm: str | None, alarmed: bool, where: str) -> bool:
     return alarm is not None
 
 
-def _tolerate(bad: int, most: int, where: str, folder: Path) -> None:
-    """A skipped update is a warning; `most` in a row stop the run."""
+def _tolerate(bad: int, most: int, where: str, folder: Path) -> int:
+    """A skipped update is a warning; `most` in a row stop the run. Returns how many in a row."""
     warn(f"{where}: non-finite loss or gradient, update skipped ({bad} in a row)")
     if bad >= most:
         raise UserError(f"{where}: {bad} non-finite steps in a row; last good state: {folder}")
+    return bad
 
 
 def _micro_batches(

@@ -162,8 +162,6 @@ def most_probable(
     prob: Float[Tensor, "B V"], judged: Bool[Tensor, "B V"], valid: Bool[Tensor, "B V"], num_chunks: int
 ) -> Bool[Tensor, "B V"]:
     """The judged cells with the highest p, so many that heads and they make `num_chunks`."""
-    if num_chunks < 1:
-        raise ValueError(f"num_chunks must be at least 1, not {num_chunks}")
     first = (valid & ~judged).sum(1, keepdim=True)
     ranked = torch.where(judged, prob, -1.0).detach()
     place = ranked.argsort(dim=1, descending=True, stable=True).argsort(dim=1, stable=True)

@@ -62,7 +62,7 @@ ABLATIONS = {
     "no_size_positions": Arm(HNET | {"positions": "centroid"}, HNET_STEP),
     "no_positions": Arm(HNET | {"positions": "none"}, HNET_STEP),
     "tubelet_stem": Arm(HNET | {"stem": "tubelet"}, HNET_STEP),
-    "no_cell_attention": Arm(HNET | {"cell_depth": 0}, HNET_STEP),
+    "cell_attention": Arm(HNET | {"cell_depth": 1}, HNET_STEP),
     "no_variance": Arm(HNET, HNET_STEP | NO_VARIANCE),
     "no_covariance": Arm(HNET, HNET_STEP | {"covariance_weight": 0.0}),
     "fewer_chunks": Arm(HNET, HNET_STEP | {"cells_per_chunk": 10.0}),
@@ -75,21 +75,20 @@ ABLATIONS = {
     "whole_future": Arm(HNET, HNET_STEP | {"horizon": 0}),
     "chunk_targets": Arm(HNET, HNET_STEP | {"target": "chunk"}),
     "budgets": Arm(HNET, HNET_STEP | {"budgets": [0.08, 0.5]}),
+    "cap_36": Arm(HNET | {"max_chunks": 36}, HNET_STEP),
     "regions_half": Arm(HNET, HNET_STEP | {"region_share": 0.5}),
 }
 
 # the same settings for both, chosen on the validation part
 _TRIES: dict[str, dict[str, Any]] = {
-    "batch_16": VARIANCE | {"batch": 16},
-    "batch_16_no_variance": NO_VARIANCE | {"batch": 16},
     "batch_8": VARIANCE | {"batch": 8},
-    "batch_8_no_variance": NO_VARIANCE | {"batch": 8},
-    "batch_8_less_variance": {"batch": 8, "variance_weight": 0.15, "covariance_weight": 0.006},
-    "batch_4": VARIANCE | {"batch": 4},
-    "batch_4_lr_high": VARIANCE | {"batch": 4, "lr": 2e-3},
-    "batch_2": VARIANCE | {"batch": 2},
     "batch_8_lr_high": VARIANCE | {"batch": 8, "lr": 2e-3},
     "batch_8_ema_fast": VARIANCE | {"batch": 8, "ema": [0.98, 0.98]},
+    "batch_4": VARIANCE | {"batch": 4},
+    "batch_4_lr_high": VARIANCE | {"batch": 4, "lr": 2e-3},
+    "batch_8_less_variance": {"batch": 8, "variance_weight": 0.15, "covariance_weight": 0.006},
+    "batch_8_no_variance": NO_VARIANCE | {"batch": 8},
+    "batch_2": VARIANCE | {"batch": 2},
 }
 SWEEP = {
     f"{name}/{change}": Arm(encoder, extra)

@@ -131,7 +131,8 @@ def flops(encoder: HNetViT | TubeletViT, video: Tensor) -> float:
 @torch.no_grad()
 def chunk_measures(encoder: HNetViT, clips: MovingClips, count: int = 100) -> dict[str, float]:
     """Over held-out clips: Spearman(M, motion); chunks of a still clip against the busiest tenth; adjusted Rand index
-    of cells' chunks and objects (cells by majority), beside that of as many equal blocks of the grid."""
+    of chunks and objects (per pixel, a pixel is in its cell's chunk), beside that of as many equal blocks of the grid.
+    `*_cells`: the same per cell, an object's where it fills more than half of it."""
     video = clips.video[:count]
     e = encoder.encode(normalise(video))
     assert e.chunks is not None and clips.mask is not None
@@ -140,7 +141,9 @@ def chunk_measures(encoder: HNetViT, clips: MovingClips, count: int = 100) -> di
     still = encoder.encode(normalise(video[:, :1].expand_as(video)))
     busy = number[motion.argsort(descending=True)[: count // 10]].mean()
     t, h, w = e.cells.grid
-    cells = clips.mask[:count].view(count, t, -1, h, encoder.unit, w, encoder.unit).float().mean((2, 4, 6)) > 0.5
+    pixels = clips.mask[:count].view(count, t, -1, h, encoder.unit, w, encoder.unit).permute(0, 1, 3, 5, 2, 4, 6)
+    pixels = pixels.flatten(4).flatten(1, 3)  # (clips, cells, pixels of a cell)
+    cells = pixels.float().mean(2, keepdim=True) > 0.5
     out = {
         "spearman_motion": float(spearmanr(number, motion).statistic),
         "still_over_busy": (still.valid.sum(1).double().mean() / busy).item(),
@@ -149,16 +152,19 @@ def chunk_measures(encoder: HNetViT, clips: MovingClips, count: int = 100) -> di
     for name, (budget, regions) in (ways | {f"ari_{k}": (k, False) for k in (24, 12)}).items():
         part = encoder.encode(normalise(video), None, budget, regions)
         assert part.chunks is not None
-        out[name] = agreement(part.chunks.assignment.argmax(-1), cells.flatten(1))
+        owner = part.chunks.assignment.argmax(-1)
         blocks = fixed_blocks((t, h, w), part.valid.sum(1).double().mean().item())
-        out[f"{name}_grid"] = agreement(blocks.expand(count, -1), cells.flatten(1))
+        for way, truth in (("", pixels), ("_cells", cells)):
+            out[name + way] = agreement(owner, truth)
+            out[f"{name}{way}_grid"] = agreement(blocks.expand(count, -1), truth)
         out[f"{name}_grid_blocks"] = int(blocks.max()) + 1
     return out
 
 
 def agreement(owner: Tensor, truth: Tensor) -> float:
-    """Mean adjusted Rand index of cells' chunks and objects, over clips that show an object."""
-    scores = [adjusted_rand_score(c, o) for o, c in zip(owner, truth, strict=True) if c.any()]
+    """Mean adjusted Rand index of chunks (n,cells) and objects (n,cells,pixels), over clips that show an object."""
+    owner = owner[..., None].expand_as(truth)
+    scores = [adjusted_rand_score(c.flatten(), o.flatten()) for o, c in zip(owner, truth, strict=True) if c.any()]
     return float(sum(scores) / len(scores))
 
 

@@ -14,6 +14,7 @@ from polyspace.data.moving import MovingClips, motion_of, normalise
 from polyspace.models.vjepa.vit import HNetViT
 from polyspace.report.chunk_figures import chunks_figure
 from polyspace.report.figures import plt, save_figure
+from polyspace.train.pretrain import looks_at
 from polyspace.utils.checkpoint_io import read_json
 from polyspace.utils.log import say
 
@@ -68,10 +69,9 @@ def chunk_figures(encoder: HNetViT, clips: MovingClips, stem: Path, count: int =
     """What the encoder makes of held-out clips: their chunks, and the number of chunks against how much moves."""
     video = clips.video[:count]
     encoded = encoder.encode(normalise(video))
-    assert encoded.chunks is not None
-    owner = encoded.chunks.assignment[:4].argmax(-1).view(4, *encoded.cells.grid)
     number, motion = encoded.valid.sum(1), motion_of(video)
-    shown = chunks_figure(normalise(video[:4]), owner, number[:4], stem.with_name(f"{stem.name}_chunks.png"))
+    first = normalise(video[:4])
+    shown = chunks_figure(first, looks_at(encoder, first), stem.with_name(f"{stem.name}_chunks.png"))
     figure, axis = plt.subplots(figsize=(4.6, 3.4))
     axis.plot(motion.tolist(), number.tolist(), ".", color=COLOURS["hnet_vjepa"])
     rank = spearmanr(number, motion).statistic

@@ -14,7 +14,7 @@ from polyspace.data.moving import moving_clips
 from polyspace.data.sampling import Sampling
 from polyspace.models.vjepa.predictor import Predictor
 from polyspace.models.vjepa.vit import HNetViT, TubeletViT
-from polyspace.report.chunk_figures import write_pictures
+from polyspace.report.chunk_figures import Look, write_pictures
 from polyspace.train.encoders import build_encoder, save_encoder
 from polyspace.train.engine import PlainEngine
 from polyspace.train.jepa import JepaPhase, JepaSettings, Weights
@@ -158,15 +158,18 @@ def build_source(config: DataConfig, seed: int) -> tuple[ClipSource, dict[str, A
     return source, about | {"missing": len(found.missing), "clip_ids_sha256": ids}
 
 
-def look(phase: JepaPhase, clips: torch.Tensor) -> dict[str, torch.Tensor]:
-    """For pictures: the target encoder's chunk of each cell (n,t,h,w) and the number of chunks (n,), for normalised
-    clips (n,T,H,W,3)."""
-    with torch.no_grad():
-        known = phase.target.model.encode(clips)
-    if known.chunks is None:
-        return {}
-    owner = known.chunks.assignment.argmax(-1)
-    return {"owner": owner.view(len(clips), *known.cells.grid), "chunks": known.valid.sum(1)}
+def looks_at(encoder: HNetViT | TubeletViT, clips: torch.Tensor) -> list[Look]:
+    """For pictures of normalised clips (n,T,H,W,3): their chunks, and where a gate chooses these, the regions."""
+    out = []
+    for word, regions in (("chunks", False), ("regions", True)):
+        if isinstance(encoder, TubeletViT) or (regions and encoder.routing.gate is None):
+            continue
+        with torch.no_grad():
+            known = encoder.encode(clips, regions=regions)
+        assert known.chunks is not None
+        owner = known.chunks.assignment.argmax(-1).view(len(clips), *known.cells.grid)
+        out.append(Look(word, owner, known.valid.sum(1)))
+    return out
 
 
 def run_pretrain(config: Any, folder: Path, device: torch.device) -> dict[str, Any]:
@@ -196,8 +199,8 @@ def run_pretrain(config: Any, folder: Path, device: torch.device) -> dict[str, A
     save_encoder(folder, phase.target.model, config.encoder, about)
     log = folder / "metrics.jsonl"
     history = [json.loads(line) for line in log.read_text().splitlines()] if log.is_file() else []
-    seen = {} if shown is None else look(phase, shown.to(device))
-    pictures = write_pictures(folder, history, shown, seen)
+    looks = [] if shown is None else looks_at(phase.target.model, shown.to(device))
+    pictures = write_pictures(folder, history, shown, looks)
     encoder_file = folder / "encoder.safetensors"
     return {
         "checkpoint": str(folder / (folder / "latest").read_text().strip()),

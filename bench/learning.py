@@ -65,7 +65,7 @@ def build(arm: Arm, steps: int, seed: int) -> JepaPhase | SupervisedPhase:
     return build_phase(encoder, arm.pretrain_config(steps), seed)
 
 
-def seconds_per_step(arm: Arm, source: MemoryClips, seed: int, steps: int = 24) -> float:
+def seconds_per_step(arm: Arm, source: MemoryClips, seed: int, steps: int = 96) -> float:
     """Measured on a copy that is thrown away; the first updates are not counted. The step depends on how much is seen,
     so the mean is over several masks."""
     phase = build(arm, 1000, seed)

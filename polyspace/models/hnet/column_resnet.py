@@ -1,11 +1,14 @@
 """A 3-D ResNet that runs inside each unit of a video, causal in time."""
 
+from functools import cache
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from polyspace.models.hnet.encoder import Cells, cut_cells, grid_of, take_rows, visible_cells
+from polyspace.utils.misc import full_precision
 
 # Maps of up to so many values a frame are convolved by one matrix product: faster for tiny maps than a convolution.
 MATRIX_VALUES = 256
@@ -23,33 +26,35 @@ class CausalConv3d(nn.Module):
 
     def forward(self, x: Float[Tensor, "n T H W C"]) -> Float[Tensor, "n T R S E"]:
         n, t, h, w, c = x.shape
-        taps = self.weight.shape[2]
-        x = torch.cat([x[:, :1]] * (taps - 1) + [x], 1)
+        frames = self.weight.shape[2]
+        x = torch.cat([x[:, :1]] * (frames - 1) + [x], 1) if frames > 1 else x
         if h * w * c > MATRIX_VALUES:
             step, pad = (1, self.stride, self.stride), (0, self.pad, self.pad)
             return F.conv3d(x.permute(0, 4, 1, 2, 3), self.weight, self.bias, step, pad).permute(0, 2, 3, 4, 1)
         matrix, (r, s) = self.matrix(h, w)
-        frames = x.flatten(2)
-        windows = torch.cat([frames[:, k : k + t] for k in range(taps)], -1)  # (n, T, taps·H·W·C)
-        y = (windows @ matrix).view(n, t, r, s, -1)
-        return y if self.bias is None else y + self.bias
+        x = x.flatten(2)
+        windows = torch.cat([x[:, k : k + t] for k in range(frames)], -1) if frames > 1 else x  # (n,T,frames·H·W·C)
+        return F.linear(windows, matrix, self.bias.repeat(r * s)).view(n, t, r, s, -1)
 
-    def matrix(self, h: int, w: int) -> tuple[Float[Tensor, "I O"], tuple[int, int]]:
+    def matrix(self, h: int, w: int) -> tuple[Float[Tensor, "O I"], tuple[int, int]]:
         """The same linear map of an h×w unit as one matrix, (frame, row, column, channel) -> (row, column, channel)."""
-        rows, cols = self._taps(h), self._taps(w)
-        kernel = self.weight[:, :, :, rows.clamp_min(0)] * (rows >= 0)[..., None]  # (E,C,taps,H,R,k)
-        kernel = kernel[..., cols.clamp_min(0)] * (cols >= 0)  # (E,C,3,H,R,W,S)
-        return kernel.permute(2, 3, 5, 1, 4, 6, 0).reshape(kernel.shape[2] * h * w * kernel.shape[1], -1), (
-            rows.shape[1],
-            cols.shape[1],
-        )
-
-    def _taps(self, side: int) -> Tensor:
-        """Which tap of the kernel joins input i to output r, −1 for none: (side, outputs)."""
         size = self.weight.shape[-1]
-        outputs = (side + 2 * self.pad - size) // self.stride + 1
-        gap = torch.arange(side)[:, None] - self.stride * torch.arange(outputs) + self.pad
-        return torch.where((gap >= 0) & (gap < size), gap, -1).to(self.weight.device)
+        rows, cols = (taps(side, size, self.stride, self.pad).to(self.weight) for side in (h, w))
+        with full_precision(self.weight):
+            kernel = torch.tensordot(self.weight, cols, dims=([4], [0]))  # (E,C,frames,k,W,S)
+            kernel = torch.tensordot(kernel, rows, dims=([3], [0]))  # (E,C,frames,W,S,H,R)
+        kernel = kernel.permute(6, 4, 0, 2, 5, 3, 1)  # (R,S,E,frames,H,W,C)
+        return kernel.flatten(3).flatten(0, 2), (rows.shape[2], cols.shape[2])
+
+
+@cache
+def taps(side: int, size: int, stride: int, pad: int) -> Tensor:
+    """(size, side, outputs): 1 where a tap of the kernel joins an input to an output."""
+    with torch.inference_mode(False):
+        outputs = (side + 2 * pad - size) // stride + 1
+        every = torch.arange(size, device="cpu")[:, None, None]
+        tap = torch.arange(side, device="cpu")[:, None] - stride * torch.arange(outputs, device="cpu") + pad
+        return (tap == every).float()
 
 
 class FrameNorm(nn.Module):
@@ -61,7 +66,8 @@ class FrameNorm(nn.Module):
         self.weight, self.bias = nn.Parameter(torch.ones(channels)), nn.Parameter(torch.zeros(channels))
 
     def forward(self, x: Float[Tensor, "n T H W C"]) -> Float[Tensor, "n T H W C"]:
-        return F.layer_norm(x, x.shape[2:]) * self.weight + self.bias
+        scale, shift = (p.expand(x.shape[2:]) for p in (self.weight, self.bias))
+        return F.layer_norm(x, x.shape[2:], scale, shift)
 
 
 class ResidualUnit(nn.Module):

@@ -39,8 +39,8 @@ FAULTS = {
     ),
     "convolution sees the next frame": (
         "models/hnet/column_resnet.py",
-        "torch.cat([x[:, :1]] * (taps - 1) + [x], 1)",
-        "torch.cat([x[:, :1]] * (taps - 2) + [x, x[:, -1:]], 1)[:, :x.shape[1] + taps - 1]",
+        "torch.cat([x[:, :1]] * (frames - 1) + [x], 1)",
+        "torch.cat([x[:, :1]] * (frames - 2) + [x, x[:, -1:]], 1)[:, :x.shape[1] + frames - 1]",
         f"{MODELS}/test_hnet_vit.py",
     ),
     "padding attended to": (

@@ -38,23 +38,21 @@ class CausalConv3d(nn.Module):
 
     def matrix(self, h: int, w: int) -> tuple[Float[Tensor, "O I"], tuple[int, int]]:
         """The same linear map of an h×w unit as one matrix, (frame, row, column, channel) -> (row, column, channel)."""
-        size = self.weight.shape[-1]
-        rows, cols = (taps(side, size, self.stride, self.pad).to(self.weight) for side in (h, w))
-        with full_precision(self.weight):
-            kernel = torch.tensordot(self.weight, cols, dims=([4], [0]))  # (E,C,frames,k,W,S)
+        weight, size = self.weight, self.weight.shape[-1]
+        rows, cols = (taps(side, size, self.stride, self.pad, weight.device).to(weight.dtype) for side in (h, w))
+        with full_precision(weight):
+            kernel = torch.tensordot(weight, cols, dims=([4], [0]))  # (E,C,frames,k,W,S)
             kernel = torch.tensordot(kernel, rows, dims=([3], [0]))  # (E,C,frames,W,S,H,R)
         kernel = kernel.permute(6, 4, 0, 2, 5, 3, 1)  # (R,S,E,frames,H,W,C)
         return kernel.flatten(3).flatten(0, 2), (rows.shape[2], cols.shape[2])
 
 
 @cache
-def taps(side: int, size: int, stride: int, pad: int) -> Tensor:
-    """(size, side, outputs): 1 where a tap of the kernel joins an input to an output."""
-    with torch.inference_mode(False):
-        outputs = (side + 2 * pad - size) // stride + 1
-        every = torch.arange(size, device="cpu")[:, None, None]
-        tap = torch.arange(side, device="cpu")[:, None] - stride * torch.arange(outputs, device="cpu") + pad
-        return (tap == every).float()
+def taps(side: int, size: int, stride: int, pad: int, device: torch.device) -> Float[Tensor, "k I O"]:
+    """1 where a tap of the kernel joins an input to an output, along one axis of a unit."""
+    with torch.inference_mode(False), device:
+        tap = torch.arange(side)[:, None] - stride * torch.arange((side + 2 * pad - size) // stride + 1) + pad
+        return (tap == torch.arange(size)[:, None, None]).float()
 
 
 class FrameNorm(nn.Module):

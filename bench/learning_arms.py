@@ -83,9 +83,11 @@ ABLATIONS = {
 _TRIES: dict[str, dict[str, Any]] = {
     "batch_8": VARIANCE | {"batch": 8},
     "batch_8_lr_high": VARIANCE | {"batch": 8, "lr": 2e-3},
+    "batch_8_lr_low": VARIANCE | {"batch": 8, "lr": 5e-4},
     "batch_8_ema_fast": VARIANCE | {"batch": 8, "ema": [0.98, 0.98]},
     "batch_4": VARIANCE | {"batch": 4},
     "batch_4_lr_high": VARIANCE | {"batch": 4, "lr": 2e-3},
+    "batch_4_lr_low": VARIANCE | {"batch": 4, "lr": 5e-4},
     "batch_8_less_variance": {"batch": 8, "variance_weight": 0.15, "covariance_weight": 0.006},
     "batch_8_no_variance": NO_VARIANCE | {"batch": 8},
     "batch_2": VARIANCE | {"batch": 2},

@@ -16,7 +16,7 @@ HNET = {"arch": "hnet", "preset": "tiny"}
 VARIANCE: dict[str, Any] = {"variance_weight": 0.5, "covariance_weight": 0.02}
 NO_VARIANCE: dict[str, Any] = {"variance_weight": 0.0, "covariance_weight": 0.0}
 TUBELET_STEP: dict[str, Any] = {"batch": 4} | VARIANCE
-HNET_STEP: dict[str, Any] = {"batch": 8} | VARIANCE
+HNET_STEP: dict[str, Any] = {"batch": 4, "lr": 5e-4} | VARIANCE
 FIXED = (3, 1, 1)  # steps, rows, columns of a fixed block: about the mean number of tokens that the gate chooses
 
 

@@ -5,7 +5,6 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from polyspace.data.batch import VideoBatch
@@ -22,9 +21,8 @@ from polyspace.train.masking import MaskPlan, Masks
 from polyspace.train.optim import cosine_schedule
 from polyspace.train.phase import Phase, StepOutput
 from polyspace.train.questions import Questions, chunk_questions, grid_questions
-from polyspace.utils.monitor import collapse_alarm, effective_rank, position_std, usage_perplexity
-
-LEAST_CLIPS = 8  # monitors of spread say nothing about fewer
+from polyspace.train.watch import Watch
+from polyspace.utils.monitor import collapse_alarm
 
 
 @dataclass(frozen=True)
@@ -93,6 +91,7 @@ class JepaPhase(Phase):
         self.expander = Mlp(encoder.dim, 2 * encoder.dim, encoder.dim) if expanded else None
         self.size_code = nn.Linear(1, predictor.width) if settings.target == "chunk" else None
         self.vicregl = VICRegLLoss()
+        self.watch = Watch(settings.monitor_every, settings.energy)
 
     def forward(self, batch: VideoBatch) -> StepOutput:
         assert batch.video is not None
@@ -117,8 +116,7 @@ class JepaPhase(Phase):
             terms[name] = value
             loss = loss + weight * value
         metrics = {name: value.detach() for name, value in terms.items()}
-        if step % self.settings.monitor_every == self.settings.monitor_every - 1:
-            metrics |= self._monitors(known, asked, terms["energy"].detach())
+        metrics |= self.watch(step, known, asked, terms["energy"].detach())
         return StepOutput(loss, metrics)
 
     def _encode(self, video: Tensor, masks: Masks, step: int) -> Encoded:
@@ -189,27 +187,6 @@ class JepaPhase(Phase):
         step, grid = batch.place[0], online.cells.grid
         again = self._encode(video, other.draw(grid, self.settings.seed, step, batch.indices), step)
         return self.vicregl(cells, self.expander(again.on_cells()), online.cells.coords, again.cells.coords)
-
-    @torch.no_grad()
-    def _monitors(self, known: Encoded, asked: Questions, loss: Tensor) -> dict[str, Tensor]:
-        """What tells learning from collapse (utils/monitor.py); rank and spread need a handful of clips."""
-        out = {"chunks": known.valid.sum(1).float().mean()}
-        if len(known.tokens) >= LEAST_CLIPS:
-            out |= {"effective_rank": effective_rank(known.pooled()), "position_std": position_std(known.on_grid())}
-            if asked.index is not None:
-                out["skill"] = 1 - loss / self._ignorance(known, asked, asked.index).clamp_min(1e-6)
-        if known.routing is not None:
-            r = known.routing
-            out["boundary_rate"] = (r.boundary & r.judged).sum() / r.judged.sum().clamp_min(1)
-            out["usage"] = usage_perplexity(known.sizes)
-        return out
-
-    def _ignorance(self, known: Encoded, asked: Questions, index: Tensor) -> Tensor:
-        """The loss, by the same energy and weights, of one constant per place: the batch's median there (the mean for
-        l2), which knows where but nothing of the clip."""
-        grid = F.layer_norm(known.on_grid().float(), known.tokens.shape[-1:])
-        constant = grid.mean(0) if self.settings.energy == "l2" else grid.median(0).values
-        return energy_loss(constant[index], asked.goal, asked.hidden_weight, self.settings.energy)
 
     def after_update(self, step: int) -> None:
         start, end = self.settings.ema

@@ -10,6 +10,7 @@ from polyspace.train.jepa import JepaPhase, JepaSettings, Weights
 from polyspace.train.loop import FitSettings, fit
 from polyspace.train.masking import MaskPlan
 from polyspace.train.optim import build_adamw
+from polyspace.utils.monitor import effective_rank
 
 GRID = (6, 3, 3)
 EVERYTHING = Weights(context=0.5, variance=0.5, covariance=0.02, vicregl=0.01, ratio=0.03, entropy=0.01, boundary=0.01)
@@ -245,6 +246,16 @@ def test_a_clip_that_is_left_out_shifts_no_other_clips_mask():
 def test_few_clips_raise_no_alarm():
     metrics = {k: v.item() for k, v in phase()(batch(2)).metrics.items()}
     assert "effective_rank" not in metrics and phase().alarm(metrics) is None
+
+
+def test_small_batches_are_gathered_until_they_say_something():
+    p, video = phase(monitor_every=4), batch(12).video
+    rows = [p(VideoBatch(video=video[4 * k : 4 * k + 4], place=(k + 5, 0))).metrics for k in range(3)]
+    assert not any("effective_rank" in m or "chunks" in m for m in rows[:2])
+    pooled = p.target.model.encode(video[4:]).pooled()
+    assert torch.allclose(rows[2]["effective_rank"], effective_rank(pooled), atol=1e-4)
+    alone = phase(monitor_every=4)(VideoBatch(video=video[8:], place=(7, 0))).metrics
+    assert "chunks" in alone and "skill" not in alone and not p.watch.seen
 
 
 def test_a_query_at_a_tokens_place_carries_the_tokens_code():

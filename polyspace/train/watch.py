@@ -1,0 +1,72 @@
+"""What tells learning from collapse, measured on the target's latents at the updates that are logged."""
+
+from collections import deque
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from polyspace.losses.energy import Kind, energy_loss
+from polyspace.models.vjepa.vit import Encoded
+from polyspace.train.questions import Questions
+from polyspace.utils.monitor import effective_rank, position_std, usage_perplexity
+
+LEAST_CLIPS = 8  # spread and skill say nothing about fewer
+
+
+@dataclass(frozen=True)
+class Seen:
+    """A batch as the target saw it: latents on the grid (B,N,D) and mean tokens (B,D), what was asked, the energy."""
+
+    grid: Tensor
+    pooled: Tensor
+    asked: Questions
+    loss: Tensor
+
+
+class Watch:
+    """Monitors (utils/monitor.py) every `every` updates. Batches of fewer than `LEAST_CLIPS` clips are gathered over
+    the updates before; while there are fewer still (just after a start), rank, spread and skill are left out."""
+
+    def __init__(self, every: int, energy: Kind) -> None:
+        self.every, self.energy = every, energy
+        self.seen: deque[Seen] = deque()
+
+    @torch.no_grad()
+    def __call__(self, step: int, known: Encoded, asked: Questions, loss: Tensor) -> dict[str, Tensor]:
+        """The monitors of update `step` if it is one to be logged, else nothing."""
+        batches = -(-LEAST_CLIPS // len(known.tokens))
+        if step % self.every < self.every - batches:
+            return {}
+        self.seen.append(Seen(known.on_grid(), known.pooled(), asked, loss))
+        while len(self.seen) > batches:
+            self.seen.popleft()
+        if step % self.every != self.every - 1:
+            return {}
+        out = {"chunks": known.valid.sum(1).float().mean()}
+        if sum(len(s.pooled) for s in self.seen) >= LEAST_CLIPS:
+            out |= {"effective_rank": effective_rank(torch.cat([s.pooled for s in self.seen]))}
+            out |= {"position_std": position_std(torch.cat([s.grid for s in self.seen]))}
+            if asked.index is not None:
+                loss = torch.stack([s.loss for s in self.seen]).mean()
+                out["skill"] = 1 - loss / self.ignorance().clamp_min(1e-6)
+        if known.routing is not None:
+            r = known.routing
+            out["boundary_rate"] = (r.boundary & r.judged).sum() / r.judged.sum().clamp_min(1)
+            out["usage"] = usage_perplexity(known.sizes)
+        if self.every > batches:
+            self.seen.clear()
+        return out
+
+    def ignorance(self) -> Tensor:
+        """The loss, by the same energy and weights, of one constant per place: the clips' median there (the mean for
+        l2), which knows where but nothing of the clip."""
+        grid = torch.cat([s.grid for s in self.seen]).float()
+        grid = F.layer_norm(grid, grid.shape[-1:])
+        constant = grid.mean(0) if self.energy == "l2" else grid.median(0).values
+        losses = []
+        for s in self.seen:
+            assert s.asked.index is not None
+            losses.append(energy_loss(constant[s.asked.index], s.asked.goal, s.asked.hidden_weight, self.energy))
+        return torch.stack(losses).mean()

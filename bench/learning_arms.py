@@ -15,7 +15,7 @@ TUBELET = {"arch": "tubelet", "preset": "tiny"}
 HNET = {"arch": "hnet", "preset": "tiny"}
 VARIANCE: dict[str, Any] = {"variance_weight": 0.5, "covariance_weight": 0.02}
 NO_VARIANCE: dict[str, Any] = {"variance_weight": 0.0, "covariance_weight": 0.0}
-TUBELET_STEP: dict[str, Any] = {"batch": 4} | VARIANCE
+TUBELET_STEP: dict[str, Any] = {"batch": 4, "lr": 1e-3} | VARIANCE
 HNET_STEP: dict[str, Any] = {"batch": 4, "lr": 5e-4} | VARIANCE
 FIXED = (3, 1, 1)  # steps, rows, columns of a fixed block: about the mean number of tokens that the gate chooses
 
@@ -52,7 +52,7 @@ ARMS = {
 }
 
 # for as many updates (--steps) of as many clips
-EQUAL_STEPS = {"tubelet_vjepa": Arm(TUBELET, HNET_STEP), "hnet_vjepa": Arm(HNET, HNET_STEP)}
+EQUAL_STEPS = {"tubelet_vjepa": Arm(TUBELET, TUBELET_STEP), "hnet_vjepa": Arm(HNET, HNET_STEP)}
 
 # one change each from hnet_vjepa
 ABLATIONS = {
@@ -81,19 +81,20 @@ ABLATIONS = {
 
 # the same settings for both, chosen on the validation part
 _TRIES: dict[str, dict[str, Any]] = {
-    "batch_8": VARIANCE | {"batch": 8},
-    "batch_8_lr_high": VARIANCE | {"batch": 8, "lr": 2e-3},
-    "batch_8_lr_low": VARIANCE | {"batch": 8, "lr": 5e-4},
-    "batch_8_ema_fast": VARIANCE | {"batch": 8, "ema": [0.98, 0.98]},
-    "batch_4": VARIANCE | {"batch": 4},
-    "batch_4_lr_high": VARIANCE | {"batch": 4, "lr": 2e-3},
-    "batch_4_lr_low": VARIANCE | {"batch": 4, "lr": 5e-4},
-    "batch_8_less_variance": {"batch": 8, "variance_weight": 0.15, "covariance_weight": 0.006},
-    "batch_8_no_variance": NO_VARIANCE | {"batch": 8},
-    "batch_2": VARIANCE | {"batch": 2},
+    "batch_8": {"batch": 8, "lr": 1e-3},
+    "batch_8_lr_high": {"batch": 8, "lr": 2e-3},
+    "batch_8_lr_low": {"batch": 8, "lr": 5e-4},
+    "batch_8_ema_fast": {"batch": 8, "lr": 1e-3, "ema": [0.98, 0.98]},
+    "batch_4": {"batch": 4, "lr": 1e-3},
+    "batch_4_lr_high": {"batch": 4, "lr": 2e-3},
+    "batch_4_lr_low": {"batch": 4, "lr": 5e-4},
+    "batch_8_less_variance": {"batch": 8, "lr": 1e-3, "variance_weight": 0.15, "covariance_weight": 0.006},
+    "batch_8_no_variance": {"batch": 8, "lr": 1e-3} | NO_VARIANCE,
+    "batch_2": {"batch": 2, "lr": 1e-3},
+    "batch_2_lr_low": {"batch": 2, "lr": 5e-4},
 }
 SWEEP = {
-    f"{name}/{change}": Arm(encoder, extra)
+    f"{name}/{change}": Arm(encoder, VARIANCE | extra)
     for name, encoder in (
         ("tubelet_vjepa", TUBELET),
         ("hnet_vjepa", HNET),

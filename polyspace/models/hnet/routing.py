@@ -75,7 +75,7 @@ class SparseRouting(nn.Module):
         soft: bool = True,
         fixed: Grid | None = None,
         threshold: float = 0.8,
-        overlap: float = 0.5,
+        overlap: float = 0.0,
     ) -> None:
         super().__init__()
         self.blocks = nn.ModuleList(

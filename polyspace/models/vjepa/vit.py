@@ -164,7 +164,7 @@ class HNetViT(nn.Module):
         soft: bool = True,
         fixed: tuple[int, int, int] | None = None,
         regions: bool = False,
-        overlap: float = 0.5,
+        overlap: float = 0.0,
         learned_pooling: bool = True,
         learned_selection: bool = False,
         positions: PositionKind = "adaptive",

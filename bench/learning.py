@@ -28,6 +28,7 @@ from learning_measure import measure, measure_choice, raw_pixels, target_of
 from learning_report import MEASURES, collect, show, summary
 
 import polyspace
+from polyspace.data import moving
 from polyspace.data.clip_source import MemoryClips
 from polyspace.data.moving import MovingClips, moving_clips
 from polyspace.train.checkpoint import load_checkpoint
@@ -47,8 +48,9 @@ GROUPS = {"main": ARMS, "equal_steps": EQUAL_STEPS, "ablation": ABLATIONS, "swee
 
 
 def clips(work: Path, part: str) -> MovingClips:
-    """A part's clips, drawn once and kept."""
-    path = work / f"{part}.safetensors"
+    """A part's clips, drawn once and kept under a name of all that they depend on."""
+    drawn = sha256_json([CLIPS, PARTS[part], Path(moving.__file__).read_text()])[:10]
+    path = work / f"{part}_{drawn}.safetensors"
     if not path.is_file():
         made = moving_clips(PARTS[part][0], PARTS[part][1], keep_mask=part == "test", **CLIPS)
         mask = {} if made.mask is None else {"mask": made.mask}
@@ -94,8 +96,10 @@ def run_arm(name: str, arm: Arm, seed: int, args: argparse.Namespace) -> dict[st
         source = MemoryClips(pretrain.video, pretrain.label)
         if not plan_file.is_file():
             rate = seconds_per_step(arm, source, seed)
-            write_json(plan_file, {"seconds_per_step": rate, "steps": steps or max(20, int(seconds / rate))})
+            length = steps or max(20, int(seconds / rate))
+            write_json(plan_file, {"seconds_per_step": rate, "steps": length, "code": code_hash()})
         plan = read_json(plan_file)
+        result["code_at_start"] = plan.get("code", "not recorded")
         phase = build(arm, plan["steps"], seed)
         config = arm.pretrain_config(plan["steps"])
         engine = PlainEngine(phase, build_adamw(phase, config.lr, config.weight_decay), torch.device("cpu"))
@@ -148,8 +152,9 @@ def identity(arm: Arm, args: argparse.Namespace) -> str:
 
 
 def code_hash() -> str:
-    """Of the package's sources: results of different code should not stand in one table unnoticed."""
-    files = sorted(Path(polyspace.__file__).parent.rglob("*.py"))
+    """Of what trains and measures: results of different code should not stand in one table unnoticed."""
+    bench = [Path(__file__).with_name(name) for name in ("learning.py", "learning_measure.py")]
+    files = sorted(Path(polyspace.__file__).parent.rglob("*.py")) + bench
     return sha256_json([file.read_text() for file in files])[:10]
 
 

@@ -17,7 +17,7 @@ VARIANCE: dict[str, Any] = {"variance_weight": 0.5, "covariance_weight": 0.02}
 NO_VARIANCE: dict[str, Any] = {"variance_weight": 0.0, "covariance_weight": 0.0}
 TUBELET_STEP: dict[str, Any] = {"batch": 4, "lr": 1e-3} | VARIANCE
 HNET_STEP: dict[str, Any] = {"batch": 4, "lr": 5e-4} | VARIANCE
-FIXED = (3, 1, 1)  # steps, rows, columns of a fixed block: about the mean number of tokens that the gate chooses
+FIXED = (2, 1, 1)  # steps, rows, columns of a fixed block: 108 tokens, about as many as the gate chooses
 
 
 @dataclass(frozen=True)
@@ -48,6 +48,7 @@ ARMS = {
     "tubelet_vjepa": Arm(TUBELET, TUBELET_STEP),
     "hnet_vjepa": Arm(HNET, HNET_STEP),
     "hnet_fixed": Arm(HNET | {"fixed": FIXED}, HNET_STEP),
+    "hnet_fixed_72": Arm(HNET | {"fixed": (3, 1, 1)}, HNET_STEP, seeds=1),
     "supervised": Arm(HNET, {}, supervised=True, seeds=1),
 }
 

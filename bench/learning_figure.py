@@ -24,10 +24,13 @@ TITLES = {
     "random_hnet": "H-Net, random init",
     "tubelet_vjepa": "tubelet V-JEPA",
     "hnet_fixed": "H-Net V-JEPA, fixed blocks",
+    "hnet_fixed_72": "H-Net V-JEPA, longer blocks",
     "hnet_vjepa": "H-Net V-JEPA",
     "supervised": "H-Net, 20 000 labels, end to end",
 }
-COLOURS = dict(zip(TITLES, ("#888888", "#9ecae1", "#a1d99b", "#3182bd", "#fdae6b", "#31a354", "#756bb1"), strict=True))
+COLOURS = dict(
+    zip(TITLES, ("#888888", "#9ecae1", "#a1d99b", "#3182bd", "#fdae6b", "#fdd0a2", "#31a354", "#756bb1"), strict=True)
+)
 
 
 def known(values: list[Any]) -> list[float]:

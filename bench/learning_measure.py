@@ -131,8 +131,8 @@ def flops(encoder: HNetViT | TubeletViT, video: Tensor) -> float:
 @torch.no_grad()
 def chunk_measures(encoder: HNetViT, clips: MovingClips, count: int = 100) -> dict[str, float]:
     """Over held-out clips: Spearman(M, motion); chunks of a still clip against the busiest tenth; adjusted Rand index
-    of chunks and objects (per pixel, a pixel is in its cell's chunk), beside that of as many equal blocks of the grid.
-    `*_cells`: the same per cell, an object's where it fills more than half of it."""
+    of chunks and objects (per pixel, ground included, a pixel is in its cell's chunk), beside that of as many equal
+    blocks of the grid. `*_cells`: the same per cell, which is what most of its pixels are."""
     video = clips.video[:count]
     e = encoder.encode(normalise(video))
     assert e.chunks is not None and clips.mask is not None
@@ -143,7 +143,7 @@ def chunk_measures(encoder: HNetViT, clips: MovingClips, count: int = 100) -> di
     t, h, w = e.cells.grid
     pixels = clips.mask[:count].view(count, t, -1, h, encoder.unit, w, encoder.unit).permute(0, 1, 3, 5, 2, 4, 6)
     pixels = pixels.flatten(4).flatten(1, 3)  # (clips, cells, pixels of a cell)
-    cells = pixels.float().mean(2, keepdim=True) > 0.5
+    cells = pixels.mode(2, keepdim=True).values
     out = {
         "spearman_motion": float(spearmanr(number, motion).statistic),
         "still_over_busy": (still.valid.sum(1).double().mean() / busy).item(),
@@ -162,7 +162,7 @@ def chunk_measures(encoder: HNetViT, clips: MovingClips, count: int = 100) -> di
 
 
 def agreement(owner: Tensor, truth: Tensor) -> float:
-    """Mean adjusted Rand index of chunks (n,cells) and objects (n,cells,pixels), over clips that show an object."""
+    """Mean adjusted Rand index of chunks (n,cells) and objects (n,cells,pixels; 0 ground), where an object is."""
     owner = owner[..., None].expand_as(truth)
     scores = [adjusted_rand_score(c.flatten(), o.flatten()) for o, c in zip(owner, truth, strict=True) if c.any()]
     return float(sum(scores) / len(scores))

@@ -37,10 +37,15 @@ def collect(results: dict[str, list[dict[str, Any]]], needed: tuple[str, ...]) -
     for name, rows in results.items():
         keys = {k for row in rows for k, v in row.items() if isinstance(v, (int, float, str, list, type(None)))}
         arms[name] = {key: [row.get(key) for row in rows] for key in sorted((keys | set(needed)) - {"seed", "name"})}
-    codes = {code for arm in arms.values() for code in arm.get("code", [])}
+    codes = code_states(arms)
     if len(codes) > 1:
         say(f"note: these results were made by {len(codes)} states of the code (arms.*.code)")
     return arms
+
+
+def code_states(arms: dict[str, dict[str, Any]]) -> set[str]:
+    """The states of the code that trained and measured these arms."""
+    return {code for arm in arms.values() for key in ("code", "code_at_start") for code in arm.get(key, []) if code}
 
 
 def show(arms: dict[str, dict[str, Any]]) -> None:

@@ -81,9 +81,7 @@ class FileClips:
         self.max_failed = max_failed
         self.failed: dict[str, str] = {}
         self._ahead: dict[int, Future[np.ndarray]] = {}
-        self._pool = (
-            ProcessPoolExecutor(workers, get_context("spawn"), torch.set_num_threads, (1,)) if workers else None
-        )
+        self._pool = ProcessPoolExecutor(workers, get_context("spawn"), _ready_worker) if workers else None
 
     def __len__(self) -> int:
         return len(self.records)

@@ -17,7 +17,8 @@ from polyspace.data.render import prime_at_least, turns_of_class
 
 @dataclass(frozen=True)
 class MovingClips:
-    """video uint8 (N,T,S,S,3), label (N,), mask bool (N,T,S,S) of the objects (None if not kept), objects (N,)."""
+    """video uint8 (N,T,S,S,3), label (N,), mask uint8 (N,T,S,S) (0 ground, 1 … objects; None
+    if not kept), objects (N,)."""
 
     video: Tensor
     label: Tensor
@@ -67,7 +68,7 @@ def _draw(
     coarse = F.interpolate(uniform(n, 3, 4, 4), size=(size, size), mode="bicubic").clamp(0, 1)
     ground = coarse * 0.25 + 0.35 * uniform(n, 3, 1, 1)
     video = ground[:, None].repeat(1, frames, 1, 1, 1)
-    mask = torch.zeros(n, frames, size, size, dtype=torch.bool)
+    mask = torch.zeros(n, frames, size, size, dtype=torch.uint8)
     for number in range(objects[1]):
         x = (2 * uniform(n, 1) + 2 * step) % 2 - 1
         y = (uniform(n, 1) - 0.5) * 1.5
@@ -78,7 +79,7 @@ def _draw(
         alpha = (inside * radius * (size / 2) + 0.5).clamp(0, 1) * (count > number)[:, None, None, None]
         colour = (uniform(n, 3) * 0.7 + 0.3)[:, None, :, None, None]
         video = video * (1 - alpha[:, :, None]) + colour * alpha[:, :, None]
-        mask |= alpha > 0.5
+        mask = torch.where(alpha > 0.5, number + 1, mask)
     video = video + noise * torch.randn(video.shape, generator=g)
     pixels = (video.clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 1, 3, 4, 2).contiguous()
     return pixels, label, mask, count

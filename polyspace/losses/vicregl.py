@@ -38,7 +38,7 @@ def covariance_term(covariance: Float[Tensor, "D D"]) -> Float[Tensor, ""]:
 
 
 def position_covariance(
-    z: Float[Tensor, "B N D"], visible: Bool[Tensor, "B N"], least: int = 4
+    z: Float[Tensor, "B N D"], visible: Bool[Tensor, "B N"], least: int = 2
 ) -> Float[Tensor, "D D"]:
     """Covariance over (clip, cell) after the batch mean of each position is taken away.
 

@@ -33,22 +33,26 @@ class PlainEngine:
         self.phase, self.optimizer, self.device, self.clip_norm = phase.to(device), optimizer, device, clip_norm
 
     def update(self, batches: list[VideoBatch], lr: float) -> tuple[StepOutput, bool]:
-        """One step on the mean of the micro-batches' losses; the output, and whether the step counted."""
+        """One step on the mean of the micro-batches' losses; the means of loss and metrics, and whether it counted."""
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         self.optimizer.zero_grad(set_to_none=True)
         total: Tensor | float = 0.0
+        metrics: dict[str, list[Tensor]] = {}
         for batch in batches:
             output = self.phase(batch.to(self.device))
             (output.loss / len(batches)).backward()
             total = total + output.loss.detach() / len(batches)
+            for name, value in output.metrics.items():
+                metrics.setdefault(name, []).append(value)
         params = [p for g in self.optimizer.param_groups for p in g["params"] if p.grad is not None]
         norm = torch.nn.utils.clip_grad_norm_(params, self.clip_norm or float("inf"))
         assert isinstance(total, Tensor)
         sound = bool(torch.isfinite(total) & torch.isfinite(norm))
         if sound:
             self.optimizer.step()
-        return StepOutput(total, output.metrics | {"grad_norm": norm.detach()}), sound
+        means = {name: torch.stack(values).mean() for name, values in metrics.items()}
+        return StepOutput(total, means | {"grad_norm": norm.detach()}), sound
 
     def state_dict(self) -> dict[str, Any]:
         return self.optimizer.state_dict()

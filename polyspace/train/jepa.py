@@ -41,15 +41,15 @@ class Weights:
     ratio: float = 0.03
     entropy: float = 0.0
     boundary: float = 0.0
-    cells_per_chunk: float = 3.0
+    cells_per_chunk: float = 5.0
 
 
 @dataclass(frozen=True)
 class JepaSettings:
     """What the step needs to know beside its modules.
 
-    per_chunk: the energy is a mean over hidden chunks, not over hidden cells, so that what stands still for long does
-    not outweigh what moves (no difference for tubelets). ema: decay at the first and the last step. budgets: range of
+    per_chunk: a hidden cell weighs 1/size of its chunk, so that what stands still for long does not outweigh what moves
+    (no difference for tubelets). ema: decay at the first and the last step. budgets: range of
     the share of visible cells that is the budget on `budget_share` of the steps. region_share: share of steps on which
     the online encoder joins places to regions (the target never does, and has no cap on its chunks: its latents are
     those of single places).

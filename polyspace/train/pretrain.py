@@ -15,7 +15,7 @@ from polyspace.data.sampling import Sampling
 from polyspace.models.vjepa.predictor import Predictor
 from polyspace.models.vjepa.vit import HNetViT, TubeletViT
 from polyspace.report.chunk_figures import Look, write_pictures
-from polyspace.train.encoders import build_encoder, save_encoder
+from polyspace.train.encoders import build_encoder, encoder_values, save_encoder
 from polyspace.train.engine import PlainEngine
 from polyspace.train.jepa import JepaPhase, JepaSettings, Weights
 from polyspace.train.loop import FitSettings, fit
@@ -54,7 +54,7 @@ class PretrainConfig(Config):
     predictor_depth: int = Field(2, ge=1)
     predictor_heads: int = Field(4, ge=1)
     target: Literal["grid", "chunk"] = Field("grid", description="latents on the grid, or whole hidden chunks")
-    per_chunk: bool = Field(True, description="every hidden chunk counts once in the energy, not every cell")
+    per_chunk: bool = Field(True, description="a hidden cell weighs 1/size of its chunk in the energy")
     energy: Literal["l1", "smooth_l1", "l2", "cosine"] = "l1"
     future_share: float = Field(1.0, ge=0, le=1, description="share of steps that hide the future, else space tubes")
     horizon: int = Field(2, ge=0, description="hidden steps that are asked for; 0 all")
@@ -181,7 +181,7 @@ def run_pretrain(config: Any, folder: Path, device: torch.device) -> dict[str, A
     say(f"pretrain: {about['clips']} clips ({about['dataset']}), {num_params(encoder) / 1e6:.2f} M parameters")
     engine = PlainEngine(phase, build_adamw(phase, c.lr, c.weight_decay), device, c.clip_norm)
     data = config.data.model_dump(mode="json", exclude={"workers", "max_failed"})
-    depends = {"data": data | about, "encoder": config.encoder.model_dump(), "pretrain": c.model_dump(mode="json")}
+    depends = {"data": data | about, "encoder": encoder_values(config.encoder), "pretrain": c.model_dump(mode="json")}
     try:
         metrics = fit(
             engine,

@@ -46,7 +46,8 @@ def grid_questions(known: Encoded, masks: Masks, context: bool, per_chunk: bool)
 
 
 def chunk_questions(known: Encoded, masks: Masks) -> Questions:
-    """EMA chunks none of whose cells is visible and some of which are asked for."""
+    """EMA chunks none of whose cells is visible and some of which are asked for. Their places and sizes are given to
+    the predictor, so it knows where something changes in the hidden part, as it does not on the grid."""
     assert known.chunks is not None
     device = known.tokens.device
     parts = known.chunks.assignment
@@ -54,11 +55,11 @@ def chunk_questions(known: Encoded, masks: Masks) -> Questions:
     wanted = (parts * masks.asked.flatten(1).to(device)[..., None]).sum(1)
     weight = (known.valid & (visible < 1e-6) & (wanted > 0)).float()
     goal = F.layer_norm(known.tokens.float(), known.tokens.shape[-1:])
-    return Questions(known.centroids, goal, weight, None, None, known.valid)
+    return Questions(known.centroids, goal, weight, None, None, weight > 0)
 
 
 def _share(known: Encoded, index: Tensor) -> Tensor:
-    """Every EMA chunk counts once, however many cells it covers: a cell's weight is Σ_k Ā_ik / size_k."""
+    """Σ_k Ā_ik / size_k: a cell weighs as its share of its EMA chunk, whose other cells may be visible or not asked."""
     assert known.chunks is not None
     each = torch.where(known.valid, 1 / known.sizes.clamp_min(1e-6), 0)[..., None]
     return take_rows(known.chunks.assignment @ each, index).squeeze(-1)

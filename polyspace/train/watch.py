@@ -26,8 +26,9 @@ class Seen:
 
 
 class Watch:
-    """Monitors (utils/monitor.py) every `every` updates. Batches of fewer than `LEAST_CLIPS` clips are gathered over
-    the updates before; while there are fewer still (just after a start), rank, spread and skill are left out."""
+    """Monitors (utils/monitor.py) every `every` updates. Batches (or micro-batches) of fewer than `LEAST_CLIPS` clips
+    are gathered with those before; while there are fewer still, just after a start or a resumption, rank, spread and
+    skill are left out."""
 
     def __init__(self, every: int, energy: Kind) -> None:
         self.every, self.energy = every, energy
@@ -55,8 +56,8 @@ class Watch:
             r = known.routing
             out["boundary_rate"] = (r.boundary & r.judged).sum() / r.judged.sum().clamp_min(1)
             out["usage"] = usage_perplexity(known.sizes)
-        if self.every > batches:
-            self.seen.clear()
+        if batches == 1:
+            self.seen.clear()  # nothing to gather: a large grid need not be held until the next time
         return out
 
     def ignorance(self) -> Tensor:

@@ -37,7 +37,8 @@ def test_no_object_means_no_motion_and_more_objects_more():
 def test_masks_cover_what_moves():
     clip = moving_clips(4, 1, size=24, noise=0.0, keep_mask=True)
     changed = (clip.video[:, 1:].float() - clip.video[:, :-1].float()).abs().amax(-1) > 40
-    either = clip.mask[:, 1:] | clip.mask[:, :-1]
+    assert (clip.mask.flatten(1).amax(1) == clip.objects).all()
+    either = (clip.mask[:, 1:] | clip.mask[:, :-1]) > 0
     near = torch.nn.functional.pad(either.float().flatten(0, 1)[:, None], (1, 1, 0, 0), mode="circular")
     grown = torch.nn.functional.max_pool2d(near, 3, 1, (1, 0))[:, 0] > 0
     assert (changed.flatten(0, 1) & ~grown).sum() == 0

@@ -238,6 +238,8 @@ def test_bad_sizes_and_names_are_sentences():
         encoder()(torch.randn(1, 6, 32, 32, 3), torch.zeros(1, 3, 3, dtype=torch.bool))
     with pytest.raises(ValueError, match="did you mean 'tiny'"):
         HNetViT.from_preset("tinny")
+    with pytest.raises(ValueError, match="no 2×2 map"):
+        HNetViT.from_preset("tiny", conv_blocks=(1,))
 
 
 def test_coordinates_count_time_row_column():

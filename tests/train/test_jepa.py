@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -8,8 +10,9 @@ from polyspace.models.vjepa.vit import HNetViT, TubeletViT
 from polyspace.train.engine import PlainEngine
 from polyspace.train.jepa import JepaPhase, JepaSettings, Weights
 from polyspace.train.loop import FitSettings, fit
-from polyspace.train.masking import MaskPlan
+from polyspace.train.masking import MaskPlan, Masks
 from polyspace.train.optim import build_adamw
+from polyspace.train.questions import grid_questions
 from polyspace.utils.monitor import effective_rank
 
 GRID = (6, 3, 3)
@@ -111,24 +114,39 @@ def test_hidden_pixels_reach_the_target_only():
 
 def test_the_chunk_mode_asks_for_chunks_that_are_hidden_altogether():
     p = phase(target="chunk")
-    out = p(batch(step=1))
+    b = batch(step=1)
+    out = p(b)
     assert out.loss.isfinite() and out.metrics["energy"] > 0
+    masks = p.settings.masks.draw(GRID, 0, 1, range(6))
+    known = p._encode_target(b.video)
+    asked = p.questions(known, masks)
+    seen = (known.chunks.assignment * (~masks.hidden).flatten(1)[..., None]).sum(1)
+    assert asked.valid.any() and not (asked.valid & (seen > 1e-6)).any() and not (asked.valid & ~known.valid).any()
     with pytest.raises(ValueError, match="chunk encoder"):
         phase("tubelet", target="chunk")
 
 
-def test_every_hidden_chunk_counts_once():
-    p = phase(masks=MaskPlan(1.0, horizon=0))
-    b = batch(step=4)
-    m = p.settings.masks.draw(GRID, 0, 4, range(6))
+def test_a_hidden_cell_weighs_as_its_share_of_its_chunk():
+    """A place that stands still for six steps, of which two are asked for, weighs 1/3; one that changes at every step
+    weighs 2."""
+    p = phase()
+    steps, places = GRID[0], GRID[1] * GRID[2]
+    hidden = torch.zeros(1, *GRID, dtype=torch.bool)
+    hidden[:, 4:] = True
+    owner = torch.arange(steps * places) % places + steps - 1  # place 0 has chunks 0 … 5, the others one each
+    owner[::places] = torch.arange(steps)
+    chosen = torch.nn.functional.one_hot(owner)[None].float()
+    sizes = chosen.sum(1)
     with torch.no_grad():
-        known = p.target.model.encode(b.video)
-        weight = p.questions(known, m).hidden_weight
-    hidden = m.hidden.flatten(1)
-    for i in range(6):
-        runs = known.chunks.assignment[i][:, known.valid[i]]
-        expected = (runs[hidden[i]] / runs.sum(0)).sum().item()
-        assert weight[i].sum().item() == pytest.approx(expected, rel=1e-4)
+        known = p.target.model.encode(batch(1).video)
+        changes = {"sizes": sizes, "valid": sizes > 0, "tokens": torch.randn(*sizes.shape, 32)}
+        changes["centroids"] = torch.zeros(*sizes.shape, 3)
+        chunks = replace(known.chunks, assignment=chosen, **changes)
+        known = replace(known, chunks=chunks, **changes)
+        asked = grid_questions(known, Masks(hidden, hidden, "future"), False, True)
+    for place in range(places):
+        weight = asked.hidden_weight[0][asked.index[0] % places == place].sum().item()
+        assert weight == pytest.approx(1 / 3 if place else 2)
 
 
 def test_budgets_are_drawn_from_the_range():
@@ -255,7 +273,28 @@ def test_small_batches_are_gathered_until_they_say_something():
     pooled = p.target.model.encode(video[4:]).pooled()
     assert torch.allclose(rows[2]["effective_rank"], effective_rank(pooled), atol=1e-4)
     alone = phase(monitor_every=4)(VideoBatch(video=video[8:], place=(7, 0))).metrics
-    assert "chunks" in alone and "skill" not in alone and not p.watch.seen
+    assert "chunks" in alone and "skill" not in alone
+
+
+def test_micro_batches_are_gathered_too_and_their_metrics_averaged():
+    p, video = phase(monitor_every=2), batch(12).video
+    engine = PlainEngine(p, build_adamw(p, 1e-3, 0.0), torch.device("cpu"))
+    parts = [VideoBatch(video=video[4 * k : 4 * k + 4], place=(3, 4 * k)) for k in range(3)]
+    with torch.no_grad():
+        expected = [phase(monitor_every=2)(part).metrics["energy"].item() for part in parts]
+        pooled = p.target.model.encode(video).pooled()
+        ranks = [effective_rank(pooled[:8]).item(), effective_rank(pooled[4:]).item()]
+    metrics = engine.update(parts, 1e-4)[0].metrics
+    assert metrics["energy"].item() == pytest.approx(sum(expected) / 3, rel=1e-4)
+    assert metrics["effective_rank"].item() == pytest.approx(sum(ranks) / 2, rel=1e-3)
+
+
+@pytest.mark.parametrize("share", [0.0, 1.0])
+def test_the_variance_term_has_a_gradient_with_two_clips(share):
+    """With space tubes at half the columns, two clips see some place in common."""
+    p = phase("tubelet", masks=MaskPlan(share, tube_ratios=(0.3,)), weights=Weights(variance=1.0))
+    p(batch(2)).loss.backward()
+    assert p.expander.fc2.weight.grad.abs().sum() > 0
 
 
 def test_a_query_at_a_tokens_place_carries_the_tokens_code():

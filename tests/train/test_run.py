@@ -188,6 +188,49 @@ def test_real_files_in_the_ssv2_layout_start_the_real_configuration(tmp_path, ca
     assert last["step"] == 2 and last["energy"] > 0
 
 
+WAITS = """
+import multiprocessing, time, torch
+from polyspace.data.clip_source import FileClips
+from polyspace.data.records import ClipRecord
+from polyspace.data.sampling import Sampling
+from polyspace.utils.plan import Plan
+if __name__ == "__main__":
+    plan = Plan(frames=4, resize=16, crop=(16, 16), mean=(0.5,) * 3, std=(0.5,) * 3)
+    from pathlib import Path
+    source = FileClips([ClipRecord("a", Path("gone.mp4"), 0, "a")], plan, Sampling.parse("segments"), 1, 1.0)
+    source.prefetch(torch.arange(1))
+    source._ahead[0].exception()
+    print(*[child.pid for child in multiprocessing.active_children()], flush=True)
+    time.sleep(100)
+"""
+
+
+def test_workers_end_with_a_killed_run_and_leave_signals_to_it(tmp_path):
+    (tmp_path / "waits.py").write_text(WAITS)
+    line = [sys.executable, str(tmp_path / "waits.py")]
+    parent = subprocess.Popen(line, stdout=subprocess.PIPE, text=True, cwd=tmp_path)
+    workers = [int(pid) for pid in parent.stdout.readline().split()]
+    assert workers
+    for pid in workers:
+        os.kill(pid, signal.SIGINT)
+    time.sleep(0.3)
+    assert all(alive(pid) for pid in workers)
+    parent.kill()
+    parent.wait()
+    for _ in range(100):
+        if not any(alive(pid) for pid in workers):
+            return
+        time.sleep(0.1)
+    raise AssertionError("a worker outlived its run")
+
+
+def alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
 def test_unreadable_files_are_named_left_out_and_counted(tmp_path):
     from polyspace.data.clip_source import FileClips
     from polyspace.data.records import ClipRecord

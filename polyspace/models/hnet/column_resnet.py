@@ -90,7 +90,7 @@ class ColumnResNet(nn.Module):
     A stem (1×3×3) halves the unit, stage 1 halves it again from 16 px on, every later stage halves it until it is one
     pixel; kernels are 3×3×3, and 3×1×1 where the map is one pixel. A cell's feature is a linear map of its own pixels
     (the tubelet embedding, which alone keeps all motion at random init) plus linear maps of the last map that still has
-    a layout (2×2) and of the deepest one, each over the cell's τ frames.
+    a layout (2×2) and of the deepest one (the same map where few stages are asked for), each over the cell's τ frames.
     """
 
     def __init__(self, dim: int, unit: int, unit_frames: int, width: int, blocks: tuple[int, ...] = (2, 2, 2, 2)):
@@ -101,7 +101,7 @@ class ColumnResNet(nn.Module):
         self.pixels = nn.Linear(unit_frames * unit * unit * 3, dim)
         self.stem = CausalConv3d(3, width, stride=2, frames=1)
         stages, side, channels = [], unit // 2, width
-        self.layout_stage = 0
+        self.layout_stage = -1
         for number, depth in enumerate(blocks):
             out = width * 2**number
             stride = 2 if side > 1 and (number > 0 or side > 4) else 1
@@ -112,6 +112,8 @@ class ColumnResNet(nn.Module):
             channels = out
             if side == 2:
                 self.layout_stage, layout = number, 4 * out
+        if self.layout_stage < 0:
+            raise ValueError(f"{len(blocks)} stages leave no 2×2 map of a unit of {unit} px")
         self.stages = nn.ModuleList(stages)
         self.from_layout = nn.Linear(unit_frames * layout, dim)
         self.from_deep = nn.Linear(unit_frames * channels * side * side, dim)

@@ -13,8 +13,8 @@ def dechunk(
     """y_i = c_i·Σ_k A_ik·z_k, the adjoint of the sum Σ_i A_ik·f_i that chunking makes. The soft assignment is H-Net's
     smoothing one step back: y = p·z_own + (1 − p)·z_before. Renumbering the slots changes nothing.
 
-    c is 1 and carries the gradient of the confidence in each cell's decision, so that a wrong and sure one is felt
-    (H-Net, arXiv 2507.07955, equation 7)."""
+    c is 1 and carries the gradient of the confidence in each cell's decision from whatever loss reads y (H-Net, arXiv
+    2507.07955, equation 7); in pretraining these are the variance and covariance terms, the predictor reads tokens."""
     y = assignment.to(tokens.dtype) @ tokens
     if confidence is None:
         return y

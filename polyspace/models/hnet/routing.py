@@ -63,8 +63,8 @@ class SparseRouting(nn.Module):
     union) become one region.
 
     `soft` weighs a cell between its chunk and the one before by the head's p (H-Net's smoothing, one step back), which
-    gives the gate a gradient from every loss; hard assignment leaves it the ratio loss alone. `fixed` (steps, rows,
-    columns) cuts the grid into equal blocks instead: the control that looks at no content.
+    gives the gate a gradient from every loss; hard assignment leaves it the ratio loss and what reads the confidence.
+    `fixed` (steps, rows, columns) cuts the grid into equal blocks instead: the control that looks at no content.
     """
 
     def __init__(

@@ -32,7 +32,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         unit=8,
         cell_depth=0,
         max_chunks=None,
-        groups=4,
+        groups=2,
         conv_blocks=(1, 1),
     ),
     "small": dict(dim=384, depth=12, heads=6, cell_dim=192, conv_width=16, unit=16, cell_depth=2, max_chunks=196),
@@ -144,7 +144,7 @@ class HNetViT(nn.Module):
     (B,H/u,W/u) for whole columns or (B,T/τ,H/u,W/u), True = not to be seen, u = `unit` pixels, τ = `unit_frames`;
     num_chunks sets a budget (at most so many tokens a clip, and so many where the clip has that many cells), else
     the content decides up to `max_chunks`. Every place has chunks of its own until a budget makes neighbours join,
-    the most alike first; with `regions`, all that look alike at the same time do (a third of the tokens, at some
+    the most alike first; with `regions`, all that look alike at the same time do (fewer tokens, at some
     loss). Nothing that is returned depends on hidden pixels.
     """
 

@@ -1,5 +1,6 @@
 import pytest
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from polyspace.models.hnet import column_resnet
 from polyspace.models.hnet.column_resnet import CausalConv3d, ColumnResNet
@@ -9,6 +10,7 @@ from polyspace.models.hnet.routing import SparseRouting
 from polyspace.models.hnet.sparse_attention import NativeSparseAttention
 from polyspace.models.vjepa.predictor import Predictor
 from polyspace.models.vjepa.vit import PRESETS, HNetViT, TubeletViT
+from polyspace.utils.flops import forward_flops
 
 T, S, U = 6, 32, 8
 GRID = (3, 4, 4)
@@ -222,6 +224,22 @@ def test_presets_build_on_meta_and_keep_the_conv_ratio(name):
     with torch.device("meta"):
         model = HNetViT.from_preset(name)
     assert model.dim // 24 <= model.stem.stem.weight.shape[0] <= model.dim // 24 + 2
+
+
+@pytest.mark.slow
+def test_large_costs_less_than_a_quarter_of_vjepa2_large():
+    """16 frames of 224², noise: everything moves, so all 196 chunks are in use."""
+    transformers = pytest.importorskip("transformers")
+    size = dict(crop_size=224, frames_per_clip=16, hidden_size=1024, num_hidden_layers=24, num_attention_heads=16)
+    with torch.device("meta"):
+        theirs = transformers.VJEPA2Model(transformers.VJEPA2Config(**size, mlp_ratio=4))
+        video = torch.empty(1, 16, 3, 224, 224)
+    whole = forward_flops(theirs, video, skip_predictor=True) / 1e9
+    ours = HNetViT.from_preset("large")
+    with sdpa_kernel(SDPBackend.MATH):
+        cost = forward_flops(ours, torch.randn(1, 16, 224, 224, 3)) / 1e9
+    assert whole == pytest.approx(1194, rel=0.01) and cost == pytest.approx(186, rel=0.02)
+    assert cost <= whole / 4
 
 
 def test_tiny_takes_16x64x64_and_smaller():

@@ -89,6 +89,7 @@ _TRIES: dict[str, dict[str, Any]] = {
     "batch_4": {"batch": 4, "lr": 1e-3},
     "batch_4_lr_high": {"batch": 4, "lr": 2e-3},
     "batch_4_lr_low": {"batch": 4, "lr": 5e-4},
+    "batch_4_lr_lower": {"batch": 4, "lr": 2.5e-4},
     "batch_8_less_variance": {"batch": 8, "lr": 1e-3, "variance_weight": 0.15, "covariance_weight": 0.006},
     "batch_8_no_variance": {"batch": 8, "lr": 1e-3} | NO_VARIANCE,
     "batch_2": {"batch": 2, "lr": 1e-3},

@@ -100,7 +100,7 @@ class LearnedAttentionPooling(nn.Module):
         self, cells: Cells, routing: Routing, assignment: Float[Tensor, "B V M"], num_chunks: int
     ) -> tuple[Float[Tensor, "B M S"], Bool[Tensor, "B S"]]:
         """Slots -> kept slots: kept ones map to themselves, the others to the `neighbours` nearest kept ones with
-        weights softmax(cos(z_r, z_k)/temperature − pull·distance²): z means of the cells' own features, as in the gate,
+        weights softmax(cos(z_r, z_k)/temperature − pull·distance²): z means of the cells' own features,
         distance in cells between centroids (a k-NN graph)."""
         mass, place = self.places(cells, assignment)
         with full_precision(assignment):

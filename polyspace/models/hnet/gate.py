@@ -12,24 +12,30 @@ from polyspace.utils.misc import full_precision, wide
 
 
 class BoundaryGate(nn.Module):
-    """p = σ((θ − cos(W_q h_before, W_k h_now)) / temperature): the probability that a new chunk begins.
+    """p = σ((θ − cos(W before, W now)) / temperature) of a place's pixels: the probability that a new chunk begins.
 
-    W_q and W_k start as the identity; the threshold θ is learned, so that the ratio loss can steer the share of
-    boundaries without turning the projections. H-Net's own form is p = (1 − cos)/2, whose order is the same.
+    The gate looks at pixels and not at features: these learn to tell apart what hardly differs, and cuts then follow
+    noise. One map W serves both sides, so that what stands still is alike whatever W learns; it is affine, random
+    orthogonal at first, with a constant part of `contrast` (in the pixels' standard deviations) that makes plain grey
+    places alike whatever their noise. The threshold θ is learned: the ratio loss can steer the share of boundaries
+    without turning the map. H-Net's own form is p = (1 − cos)/2 with a map for each side (arXiv 2507.07955, equation
+    4).
     """
 
-    def __init__(self, dim: int, threshold: float = 0.8, temperature: float = 0.1) -> None:
+    def __init__(
+        self, pixels: int, dim: int, threshold: float = 0.8, temperature: float = 0.1, contrast: float = 0.5
+    ) -> None:
         super().__init__()
-        self.before, self.now = (nn.Linear(dim, dim, bias=False) for _ in range(2))
-        nn.init.eye_(self.before.weight)
-        nn.init.eye_(self.now.weight)
+        self.look = nn.Linear(pixels, dim)
+        nn.init.orthogonal_(self.look.weight)
+        nn.init.constant_(self.look.bias, contrast)
         self.threshold, self.temperature = nn.Parameter(torch.tensor(threshold)), temperature
 
-    def forward(self, x: Float[Tensor, "B V D"]) -> "Likeness":
-        """Codes of the cells in both roles, to be compared by row."""
+    def forward(self, x: Float[Tensor, "B V P"]) -> "Likeness":
+        """Codes of the cells, to be compared by row."""
         with full_precision(x):
-            roles = (F.linear(wide(x), wide(role.weight)) for role in (self.before, self.now))
-            return Likeness(*(F.normalize(code, dim=-1, eps=1e-6) for code in roles))
+            code = F.linear(wide(x), wide(self.look.weight), wide(self.look.bias))
+            return Likeness(F.normalize(code, dim=-1, eps=1e-6))
 
     def prob(self, alike: Float[Tensor, "B V"]) -> Float[Tensor, "B V"]:
         return ((wide(self.threshold) - alike) / self.temperature).sigmoid()
@@ -37,15 +43,10 @@ class BoundaryGate(nn.Module):
 
 @dataclass(frozen=True)
 class Likeness:
-    """Unit codes of cells as the earlier and as the later one of a pair, (B,V,D) each."""
+    """Unit codes of cells, (B,V,D)."""
 
-    earlier: Float[Tensor, "B V D"]
-    later: Float[Tensor, "B V D"]
+    code: Float[Tensor, "B V D"]
 
     def to(self, rows: Int[Tensor, "B V"]) -> Float[Tensor, "B V"]:
-        """cos between the cell in `rows` and each cell after it."""
-        return (take_rows(self.earlier, rows) * self.later).sum(-1)
-
-    def beside(self, rows: Int[Tensor, "B V"]) -> Float[Tensor, "B V"]:
-        """The same for cells beside each other, where neither is the earlier one: the mean of both ways."""
-        return (self.to(rows) + (take_rows(self.later, rows) * self.earlier).sum(-1)) / 2
+        """cos between each cell and the one in `rows`."""
+        return (take_rows(self.code, rows) * self.code).sum(-1)

@@ -58,9 +58,9 @@ class Routing:
 
 class SparseRouting(nn.Module):
     """Cells -> chunks: `depth` blocks of native sparse attention for context, a boundary gate along time on the cells'
-    own features (before attention, so that position and neighbours don't decide whether a place has changed), and on
-    request the same gate between columns: runs that look alike and share `overlap` of their steps (intersection over
-    union) become one region.
+    own pixels (so that neither position nor neighbours decide whether a place has changed), and on request the same
+    gate between columns: runs that look alike and share `overlap` of their steps (intersection over union) become one
+    region.
 
     `soft` weighs a cell between its chunk and the one before by the head's p (H-Net's smoothing, one step back), which
     gives the gate a gradient from every loss; hard assignment leaves it the ratio loss and what reads the confidence.
@@ -72,6 +72,7 @@ class SparseRouting(nn.Module):
         dim: int,
         heads: int,
         depth: int,
+        pixels: int,
         soft: bool = True,
         fixed: Grid | None = None,
         threshold: float = 0.8,
@@ -82,7 +83,7 @@ class SparseRouting(nn.Module):
             [Block(dim, heads, attention=NativeSparseAttention(dim, heads)) for _ in range(depth)]
         )
         self.norm = nn.LayerNorm(dim) if depth else nn.Identity()
-        self.gate = BoundaryGate(dim, threshold) if fixed is None else None
+        self.gate = BoundaryGate(pixels, dim, threshold) if fixed is None else None
         self.soft, self.fixed, self.overlap = soft, fixed, overlap
 
     def forward(
@@ -97,7 +98,7 @@ class SparseRouting(nn.Module):
         _, h, w = cells.grid
         find = RowFinder(cells)
         before, judged = find.back(h * w, cells.index >= h * w)
-        likeness = self.gate(cells.x)
+        likeness = self.gate(cells.pixels)
         prob = torch.where(judged, self.gate.prob(likeness.to(before)), 1)
         boundary = (prob >= 0.5) & cells.valid
         cut = boundary if least is None else boundary | most_probable(prob, judged, cells.valid, least)
@@ -195,7 +196,7 @@ def touching(
     _, h, w = cells.grid
     sides = [find.back(1, cells.index % w > 0), find.back(w, cells.index // w % h > 0)]
     first = torch.cat([run.gather(1, rows) for rows, _ in sides], 1)
-    alike = torch.cat([likeness.beside(rows) for rows, _ in sides], 1)
+    alike = torch.cat([likeness.to(rows) for rows, _ in sides], 1)
     there = torch.cat([is_there for _, is_there in sides], 1)
     sizes = torch.zeros(len(run), int(counts.max()), dtype=torch.long, device=run.device)
     sizes.scatter_add_(1, torch.where(cells.valid, run, 0), cells.valid.long())

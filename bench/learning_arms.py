@@ -17,7 +17,7 @@ VARIANCE: dict[str, Any] = {"variance_weight": 0.5, "covariance_weight": 0.02}
 NO_VARIANCE: dict[str, Any] = {"variance_weight": 0.0, "covariance_weight": 0.0}
 TUBELET_STEP: dict[str, Any] = {"batch": 4, "lr": 1e-3} | VARIANCE
 HNET_STEP: dict[str, Any] = {"batch": 4, "lr": 5e-4} | VARIANCE
-FIXED = (2, 1, 1)  # steps, rows, columns of a fixed block: 108 tokens, about as many as the gate chooses
+FIXED = (2, 1, 1)  # steps, rows, columns of a fixed block: 108 tokens, near what gates have chosen so far
 
 
 @dataclass(frozen=True)

@@ -44,7 +44,7 @@ def how(about: Json) -> list[str]:
     return [
         f"`{about['command']}`, {about['date']}, {about['machine']}; {length} an arm on one core, planned by the speed "
         f"measured at its start; {len(code_states(about['arms']))} state(s) of the code. Several seeds: mean (each "
-        "seed). One seed: differences below about .1 after 8 minutes, .04 after 20, say nothing.",
+        "seed). Seeds of one arm have differed by .15: a single one says little.",
         "",
     ]
 

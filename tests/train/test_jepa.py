@@ -291,7 +291,7 @@ def test_micro_batches_are_gathered_too_and_their_metrics_averaged():
 
 @pytest.mark.parametrize("share", [0.0, 1.0])
 def test_the_variance_term_has_a_gradient_with_two_clips(share):
-    """With space tubes at half the columns, two clips see some place in common."""
+    """With space tubes over a third of the columns, two clips see some place in common."""
     p = phase("tubelet", masks=MaskPlan(share, tube_ratios=(0.3,)), weights=Weights(variance=1.0))
     p(batch(2)).loss.backward()
     assert p.expander.fc2.weight.grad.abs().sum() > 0

@@ -14,8 +14,8 @@ from polyspace.utils.misc import full_precision, wide
 class BoundaryGate(nn.Module):
     """p = σ((θ − cos(W before, W now)) / temperature) of a place's pixels: the probability that a new chunk begins.
 
-    The gate looks at pixels and not at features: these learn to tell apart what hardly differs, and cuts then follow
-    noise. One map W serves both sides, so that what stands still is alike whatever W learns; it is affine, random
+    The gate looks at pixels and not at features, which change while they learn. One map W serves both sides, so that
+    what stands still is alike whatever W learns; it is affine, random
     orthogonal at first, with a constant part of `contrast` (in the pixels' standard deviations) that makes plain grey
     places alike whatever their noise. The threshold θ is learned: the ratio loss can steer the share of boundaries
     without turning the map. H-Net's own form is p = (1 − cos)/2 with a map for each side (arXiv 2507.07955, equation

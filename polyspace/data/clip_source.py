@@ -31,12 +31,12 @@ _DEAD = "a data worker died; run the same line again to go on from the last chec
 @runtime_checkable
 class ClipSource(Protocol):
     """Clips by index. `prefetch` is told which ones come next; `first` gives up to so many readable clips, for
-    pictures; `failed` names those that can't be read, and why."""
+    pictures; `failed` names those that can't be read, and why. A batch of which none can be read is None."""
 
     failed: dict[str, str]
 
     def __len__(self) -> int: ...
-    def batch(self, indices: Tensor) -> VideoBatch: ...
+    def batch(self, indices: Tensor) -> VideoBatch | None: ...
     def prefetch(self, indices: Tensor) -> None: ...
     def first(self, count: int) -> Tensor | None: ...
     def close(self) -> None: ...
@@ -97,7 +97,7 @@ class FileClips:
                     raise UserError(_DEAD) from error
                 self._ahead[index] = job
 
-    def batch(self, indices: Tensor) -> VideoBatch:
+    def batch(self, indices: Tensor) -> VideoBatch | None:
         self.prefetch(indices)
         clips, labels, rows = [], [], []
         for row, index in enumerate(indices.tolist()):
@@ -108,7 +108,7 @@ class FileClips:
                 labels.append(-1 if record.label is None else record.label)
                 rows.append(row)
         if not clips:
-            raise UserError(f"no clip of a whole batch can be read, e.g. {next(iter(self.failed.items()))}")
+            return None
         video = normalize(torch.stack(clips), self.plan)
         return VideoBatch(video=video, label=torch.tensor(labels), rows=tuple(rows))
 

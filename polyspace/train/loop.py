@@ -58,7 +58,7 @@ def _epoch_order(num_items: int, epoch: int, seed: int) -> torch.Tensor:
 def fit(
     engine: Engine,
     num_items: int,
-    load: Callable[[torch.Tensor], VideoBatch],
+    load: Callable[[torch.Tensor], VideoBatch | None],
     settings: FitSettings,
     folder: Path,
     *,
@@ -68,7 +68,8 @@ def fit(
 ) -> dict[str, Any]:
     """Train until `settings.steps`, from `folder`'s last checkpoint if there is one; returns the last metrics.
 
-    `load(indices)` gives the items of a micro-batch. `about` is whatever else the run depends on: a checkpoint made
+    `load(indices)` gives the items of a micro-batch, None where none of them can be had: such a micro-batch is left
+    out, an update of nothing else skipped. `about` is whatever else the run depends on: a checkpoint made
     under other settings is not continued but refused. `prefetch` is told the next update's items.
     SIGTERM and SIGINT save and stop (KeyboardInterrupt).
     """
@@ -94,12 +95,15 @@ def fit(
                 prefetch(step_indices(num_items, settings.batch, step + 1, settings.seed))
             batches = list(_micro_batches(picks, load, settings.accumulate, step))
             lr = warmup_cosine(step, settings.steps, settings.lr, settings.warmup_ratio)
-            output, sound = engine.update(batches, lr)
-            bad = 0 if sound else _tolerate(bad + 1, settings.max_bad_steps, f"{name}: step {step}", folder)
-            done = step + 1
-            engine.phase.after_update(done)
+            done, output = step + 1, None
+            if batches:
+                output, sound = engine.update(batches, lr)
+                bad = 0 if sound else _tolerate(bad + 1, settings.max_bad_steps, f"{name}: step {step}", folder)
+                engine.phase.after_update(done)
+            else:
+                warn(f"{name}: step {step}: none of its {settings.batch} items can be had, update skipped")
             last = done == settings.steps
-            if done % settings.log_every == 0 or last:
+            if output is not None and (done % settings.log_every == 0 or last):
                 metrics = {"step": done, "loss": output.loss.item(), "lr": lr}
                 metrics |= {k: v.item() for k, v in output.metrics.items()}
                 log.add(metrics)
@@ -133,11 +137,13 @@ def _tolerate(bad: int, most: int, where: str, folder: Path) -> int:
 
 
 def _micro_batches(
-    picks: torch.Tensor, load: Callable[[torch.Tensor], VideoBatch], accumulate: int, step: int
+    picks: torch.Tensor, load: Callable[[torch.Tensor], VideoBatch | None], accumulate: int, step: int
 ) -> Iterator[VideoBatch]:
     first = 0
     for part in picks.chunk(accumulate):
-        yield replace(load(part), place=(step, first))
+        batch = load(part)
+        if batch is not None:
+            yield replace(batch, place=(step, first))
         first += len(part)
 
 

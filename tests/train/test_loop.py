@@ -113,6 +113,20 @@ def test_non_finite_steps_are_skipped_and_after_a_few_the_run_stops_at_the_last_
     assert state["step"] in (6, 9) and all(torch.isfinite(v).all() for v in good.state_dict().values())
 
 
+def test_items_that_cannot_be_had_leave_out_their_micro_batch_or_the_whole_update(tmp_path, capsys):
+    settings = FitSettings(steps=3, batch=4, lr=1e-2, accumulate=2, save_every=3, log_every=1)
+    items, asked, phase = data(), itertools.count(), Toy()
+
+    def load(picks):
+        return None if next(asked) in (1, 2, 3) else items.batch(picks)  # half of step 0, all of step 1
+
+    engine = PlainEngine(phase, build_adamw(phase, settings.lr, 0.01), torch.device("cpu"))
+    metrics = fit(engine, len(items), load, settings, tmp_path)
+    assert phase.calls == 3 and metrics["step"] == 3
+    assert [json.loads(x)["step"] for x in (tmp_path / "metrics.jsonl").read_text().splitlines()] == [1, 3]
+    assert "none of its 4 items can be had" in capsys.readouterr().err
+
+
 def test_a_damaged_checkpoint_is_refused(tmp_path):
     train(Toy(), tmp_path)
     file = tmp_path / "step_000012" / "model.safetensors"

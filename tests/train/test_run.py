@@ -249,6 +249,7 @@ def test_unreadable_files_are_named_left_out_and_counted(tmp_path):
         source = FileClips(records, plan, Sampling.parse("segments"), workers, max_failed=0.5)
         batch = source.batch(torch.arange(3))
         assert batch.video.shape == (2, 4, 16, 16, 3) and batch.rows == (1, 2) and batch.indices == [1, 2]
+        assert source.batch(torch.tensor([0])) is None
         assert list(source.failed) == ["bad"] and source.first(1).shape[0] == 1
         source.close()
     strict = FileClips(records, plan, Sampling.parse("segments"), 0, max_failed=0.1)

@@ -305,12 +305,12 @@ def test_places_and_decisions_stay_fp32_under_autocast():
 def packed(coords: list[list[int]], features: torch.Tensor) -> Cells:
     _, h, w = GRID
     index = torch.tensor([[a * h * w + b * w + c for a, b, c in coords]])
-    return Cells(features[None], features[None], index, torch.ones_like(index, dtype=torch.bool), GRID)
+    return Cells(features[None], index, torch.ones_like(index, dtype=torch.bool), GRID)
 
 
 def test_a_chunk_is_the_mean_of_its_cells_until_queries_are_learned():
     cells = packed([[0, 0, 0], [1, 0, 0], [2, 0, 0]], torch.randn(3, 32))
-    routing = SparseRouting(32, 1, depth=0, pixels=32, fixed=(3, 1, 1))(cells)
+    routing = SparseRouting(32, 1, depth=0, fixed=(3, 1, 1))(cells)
     pooling = LearnedAttentionPooling(32, 1)
     chunks = pooling(cells, routing)
     assert torch.allclose(chunks.tokens[0, 0], cells.x[0].mean(0), atol=1e-6)
@@ -326,7 +326,7 @@ def test_a_surplus_chunk_joins_what_it_resembles_not_what_is_nearest():
     a, b = 8 * torch.eye(32)[:2]
     places = [[0, 0, 0], [0, 1, 1], [0, 3, 3], [1, 0, 0], [1, 3, 3]]
     cells = packed(places, torch.stack([a, b, b, a, b]))
-    routing = SparseRouting(32, 1, depth=0, pixels=32)(cells, 2, 2)
+    routing = SparseRouting(32, 1, depth=0)(cells, 2, 2)
     assert routing.valid.sum() == 3
     chunks = LearnedAttentionPooling(32, 1)(cells, routing, most=2)
     assert chunks.valid.sum() == 2 and chunks.assignment[0, 1, 1] > 0.9
@@ -338,13 +338,13 @@ def test_still_ground_of_two_colours_and_what_crosses_it():
     places = [[t, i, j] for t in range(3) for i in range(4) for j in range(4)]
     look = [c if i == 0 and j == t else (a if j < 2 else b) for t, i, j in places]
     cells = packed(places, torch.stack(look))
-    owner = SparseRouting(32, 1, depth=0, pixels=32, soft=False)(cells, regions=True).own.view(3, 4, 4)
+    owner = SparseRouting(32, 1, depth=0, soft=False)(cells, regions=True).own.view(3, 4, 4)
     left, right = owner[0, 1, 0], owner[0, 1, 3]
     assert left != right
     assert (owner[:, 1:, :2] == left).all() and (owner[:, 1:, 2:] == right).all()
     crossing = [owner[t, 0, t].item() for t in range(3)]
     assert len({*crossing, left.item(), right.item()}) == 5  # what moves keeps its steps apart
-    apart = SparseRouting(32, 1, depth=0, pixels=32, soft=False)(cells)
+    apart = SparseRouting(32, 1, depth=0, soft=False)(cells)
     assert apart.valid.sum() == 13 + 2 + 3 + 2 and (apart.own.view(3, 4, 4)[0] == torch.arange(16).view(4, 4)).all()
 
 

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from polyspace.models.hnet.encoder import Cells, cut_cells, grid_of, pack_cells, take_rows, visible_cells
+from polyspace.models.hnet.encoder import Cells, cut_cells, grid_of, take_rows, visible_cells
 from polyspace.utils.misc import full_precision
 
 # Maps of up to so many values a frame are convolved by one matrix product: faster for tiny maps than a convolution.
@@ -140,7 +140,7 @@ class ColumnResNet(nn.Module):
         column = column if row is None else row[column].clamp_min(0)
         step = (index // (h * w)).clamp_max(deep.shape[1] - 1)
         x = x + deep[column, step]
-        return pack_cells(x, flat, index, valid, grid)
+        return Cells(torch.where(valid[..., None], x, 0), index, valid, grid)
 
     def columns(self, pixels: Float[Tensor, "n t P"]) -> Float[Tensor, "n t D"]:
         n, t, _ = pixels.shape

@@ -17,14 +17,12 @@ Grid = tuple[int, int, int]
 
 @dataclass(frozen=True)
 class Cells:
-    """Visible base cells of a batch, packed: features x (B,V,D) and their own pixels (B,V,P), index (B,V) into the flat
-    (t,h,w) grid, valid (B,V).
+    """Visible base cells of a batch, packed: x (B,V,D), index (B,V) into the flat (t,h,w) grid, valid (B,V).
 
     Rows without a cell come last, hold zeros and index 0. Order within a clip is (time, row, column).
     """
 
     x: Float[Tensor, "B V D"]
-    pixels: Float[Tensor, "B V P"]
     index: Int[Tensor, "B V"]
     valid: Bool[Tensor, "B V"]
     grid: Grid
@@ -77,17 +75,6 @@ def cut_cells(video: Float[Tensor, "B T H W 3"], unit: int, unit_frames: int) ->
     return x.permute(0, 1, 3, 5, 2, 4, 6, 7).reshape(b, t * h * w, -1)
 
 
-def pack_cells(
-    x: Float[Tensor, "B V D"],
-    pixels: Float[Tensor, "B V P"],
-    index: Int[Tensor, "B V"],
-    valid: Bool[Tensor, "B V"],
-    grid: Grid,
-) -> Cells:
-    """Cells with zeros in the rows without one."""
-    return Cells(torch.where(valid[..., None], x, 0), torch.where(valid[..., None], pixels, 0), index, valid, grid)
-
-
 def take_rows(x: Float[Tensor, "B N D"], index: Int[Tensor, "B V"]) -> Float[Tensor, "B V D"]:
     return x.gather(1, index[..., None].expand(-1, -1, x.shape[-1]))
 
@@ -104,8 +91,8 @@ class TubeletStem(nn.Module):
         grid = grid_of(video, self.unit, self.unit_frames)
         index, valid = visible_cells(video, hidden, grid)
         pixels = cut_cells(video, self.unit, self.unit_frames)
-        pixels = pixels if hidden is None else take_rows(pixels, index)
-        return pack_cells(self.project(pixels), pixels, index, valid, grid)
+        x = self.project(pixels if hidden is None else take_rows(pixels, index))
+        return Cells(torch.where(valid[..., None], x, 0), index, valid, grid)
 
 
 def visible_cells(

@@ -12,26 +12,23 @@ from polyspace.utils.misc import full_precision, wide
 
 
 class BoundaryGate(nn.Module):
-    """p = σ((θ − cos(W before, W now)) / temperature) of a place's pixels: the probability that a new chunk begins.
+    """p = σ((θ − cos(W before, W now)) / temperature) of a place's features: the probability that a new chunk begins.
 
-    The gate looks at pixels and not at features, which change while they learn. One map W serves both sides, so that
-    what stands still is alike whatever W learns; it is affine, random
-    orthogonal at first, with a constant part of `contrast` (in the pixels' standard deviations) that makes plain grey
-    places alike whatever their noise. The threshold θ is learned: the ratio loss can steer the share of boundaries
-    without turning the map. H-Net's own form is p = (1 − cos)/2 with a map for each side (arXiv 2507.07955, equation
-    4).
+    One map W serves both sides, so that what stands still is alike whatever W learns: with two maps that drift apart, a
+    clip of one repeated frame is cut too. W is affine, random orthogonal at first; its constant part of `contrast`
+    makes places of weak features (plain ground) alike whatever their noise. The threshold θ is learned: the ratio loss
+    can steer the share of boundaries without turning W. H-Net's own form is p = (1 − cos)/2 with a map for each side
+    (arXiv 2507.07955, equation 4).
     """
 
-    def __init__(
-        self, pixels: int, dim: int, threshold: float = 0.8, temperature: float = 0.1, contrast: float = 0.5
-    ) -> None:
+    def __init__(self, dim: int, threshold: float = 0.8, temperature: float = 0.1, contrast: float = 0.3) -> None:
         super().__init__()
-        self.look = nn.Linear(pixels, dim)
+        self.look = nn.Linear(dim, dim)
         nn.init.orthogonal_(self.look.weight)
         nn.init.constant_(self.look.bias, contrast)
         self.threshold, self.temperature = nn.Parameter(torch.tensor(threshold)), temperature
 
-    def forward(self, x: Float[Tensor, "B V P"]) -> "Likeness":
+    def forward(self, x: Float[Tensor, "B V D"]) -> "Likeness":
         """Codes of the cells, to be compared by row."""
         with full_precision(x):
             code = F.linear(wide(x), wide(self.look.weight), wide(self.look.bias))

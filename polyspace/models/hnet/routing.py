@@ -58,7 +58,7 @@ class Routing:
 
 class SparseRouting(nn.Module):
     """Cells -> chunks: `depth` blocks of native sparse attention for context, a boundary gate along time on the cells'
-    own pixels (so that neither position nor neighbours decide whether a place has changed), and on request the same
+    own features (so that neither position nor neighbours decide whether a place has changed), and on request the same
     gate between columns: runs that look alike and share `overlap` of their steps (intersection over union) become one
     region.
 
@@ -72,7 +72,6 @@ class SparseRouting(nn.Module):
         dim: int,
         heads: int,
         depth: int,
-        pixels: int,
         soft: bool = True,
         fixed: Grid | None = None,
         threshold: float = 0.8,
@@ -83,7 +82,7 @@ class SparseRouting(nn.Module):
             [Block(dim, heads, attention=NativeSparseAttention(dim, heads)) for _ in range(depth)]
         )
         self.norm = nn.LayerNorm(dim) if depth else nn.Identity()
-        self.gate = BoundaryGate(pixels, dim, threshold) if fixed is None else None
+        self.gate = BoundaryGate(dim, threshold) if fixed is None else None
         self.soft, self.fixed, self.overlap = soft, fixed, overlap
 
     def forward(
@@ -98,7 +97,7 @@ class SparseRouting(nn.Module):
         _, h, w = cells.grid
         find = RowFinder(cells)
         before, judged = find.back(h * w, cells.index >= h * w)
-        likeness = self.gate(cells.pixels)
+        likeness = self.gate(cells.x)
         prob = torch.where(judged, self.gate.prob(likeness.to(before)), 1)
         boundary = (prob >= 0.5) & cells.valid
         cut = boundary if least is None else boundary | most_probable(prob, judged, cells.valid, least)

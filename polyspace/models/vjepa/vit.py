@@ -176,13 +176,13 @@ class HNetViT(nn.Module):
         self.dim, self.unit, self.unit_frames, self.max_chunks = dim, unit, unit_frames, max_chunks
         self.regions = regions
         width = cell_dim or dim
-        cell_heads, pixels = max(1, width // 32), unit_frames * unit * unit * 3
+        cell_heads = max(1, width // 32)
         self.stem: nn.Module = (
             TubeletStem(width, unit, unit_frames)
             if stem == "tubelet"
             else ColumnResNet(width, unit, unit_frames, conv_width, conv_blocks)
         )
-        self.routing = SparseRouting(width, cell_heads, cell_depth, pixels, soft, fixed, overlap=overlap)
+        self.routing = SparseRouting(width, cell_heads, cell_depth, soft, fixed, overlap=overlap)
         self.downsampler = LearnedAttentionPooling(width, cell_heads, learned_pooling, select=learned_selection)
         self.widen = nn.Identity() if width == dim else nn.Linear(width, dim)
         self.position = ChunkPosition(dim, positions)

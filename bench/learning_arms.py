@@ -15,8 +15,7 @@ TUBELET = {"arch": "tubelet", "preset": "tiny"}
 HNET = {"arch": "hnet", "preset": "tiny"}
 VARIANCE: dict[str, Any] = {"variance_weight": 0.5, "covariance_weight": 0.02}
 NO_VARIANCE: dict[str, Any] = {"variance_weight": 0.0, "covariance_weight": 0.0}
-TUBELET_STEP: dict[str, Any] = {"batch": 4, "lr": 1e-3} | VARIANCE
-HNET_STEP: dict[str, Any] = {"batch": 4, "lr": 5e-4} | VARIANCE
+STEP: dict[str, Any] = {"batch": 4, "lr": 1e-3} | VARIANCE
 FIXED = (2, 1, 1)  # steps, rows, columns of a fixed block: 108 tokens, near what gates have chosen so far
 
 
@@ -45,39 +44,39 @@ class Arm:
 ARMS = {
     "random_hnet": Arm(HNET, None),
     "random_tubelet": Arm(TUBELET, None),
-    "tubelet_vjepa": Arm(TUBELET, TUBELET_STEP),
-    "hnet_vjepa": Arm(HNET, HNET_STEP),
-    "hnet_fixed": Arm(HNET | {"fixed": FIXED}, HNET_STEP),
-    "hnet_fixed_72": Arm(HNET | {"fixed": (3, 1, 1)}, HNET_STEP, seeds=1),
+    "tubelet_vjepa": Arm(TUBELET, STEP),
+    "hnet_vjepa": Arm(HNET, STEP),
+    "hnet_fixed": Arm(HNET | {"fixed": FIXED}, STEP),
+    "hnet_fixed_72": Arm(HNET | {"fixed": (3, 1, 1)}, STEP, seeds=1),
     "supervised": Arm(HNET, {}, supervised=True, seeds=1),
 }
 
 # for as many updates (--steps) of as many clips
-EQUAL_STEPS = {"tubelet_vjepa": Arm(TUBELET, TUBELET_STEP), "hnet_vjepa": Arm(HNET, HNET_STEP)}
+EQUAL_STEPS = {"tubelet_vjepa": Arm(TUBELET, STEP), "hnet_vjepa": Arm(HNET, STEP)}
 
 # one change each from hnet_vjepa
 ABLATIONS = {
-    "as_is": Arm(HNET, HNET_STEP),
-    "hard_assignment": Arm(HNET | {"soft": False}, HNET_STEP),
-    "mean_pooling": Arm(HNET | {"learned_pooling": False}, HNET_STEP),
-    "no_size_positions": Arm(HNET | {"positions": "centroid"}, HNET_STEP),
-    "no_positions": Arm(HNET | {"positions": "none"}, HNET_STEP),
-    "tubelet_stem": Arm(HNET | {"stem": "tubelet"}, HNET_STEP),
-    "cell_attention": Arm(HNET | {"cell_depth": 1}, HNET_STEP),
-    "no_variance": Arm(HNET, HNET_STEP | NO_VARIANCE),
-    "no_covariance": Arm(HNET, HNET_STEP | {"covariance_weight": 0.0}),
-    "fewer_chunks": Arm(HNET, HNET_STEP | {"cells_per_chunk": 10.0}),
-    "no_ratio": Arm(HNET, HNET_STEP | {"ratio_weight": 0.0}),
-    "energy_per_cell": Arm(HNET, HNET_STEP | {"per_chunk": False}),
-    "context_loss": Arm(HNET, HNET_STEP | {"context_weight": 0.5}),
-    "vicregl": Arm(HNET, HNET_STEP | {"vicregl_weight": 0.01}),
-    "half_tubes": Arm(HNET, HNET_STEP | {"future_share": 0.5}),
-    "tubes_only": Arm(HNET, HNET_STEP | {"future_share": 0.0}),
-    "whole_future": Arm(HNET, HNET_STEP | {"horizon": 0}),
-    "chunk_targets": Arm(HNET, HNET_STEP | {"target": "chunk"}),
-    "budgets": Arm(HNET, HNET_STEP | {"budgets": [0.08, 0.5]}),
-    "cap_36": Arm(HNET | {"max_chunks": 36}, HNET_STEP),
-    "regions_half": Arm(HNET, HNET_STEP | {"region_share": 0.5}),
+    "as_is": Arm(HNET, STEP),
+    "hard_assignment": Arm(HNET | {"soft": False}, STEP),
+    "mean_pooling": Arm(HNET | {"learned_pooling": False}, STEP),
+    "no_size_positions": Arm(HNET | {"positions": "centroid"}, STEP),
+    "no_positions": Arm(HNET | {"positions": "none"}, STEP),
+    "tubelet_stem": Arm(HNET | {"stem": "tubelet"}, STEP),
+    "cell_attention": Arm(HNET | {"cell_depth": 1}, STEP),
+    "no_variance": Arm(HNET, STEP | NO_VARIANCE),
+    "no_covariance": Arm(HNET, STEP | {"covariance_weight": 0.0}),
+    "fewer_chunks": Arm(HNET, STEP | {"cells_per_chunk": 10.0}),
+    "no_ratio": Arm(HNET, STEP | {"ratio_weight": 0.0}),
+    "energy_per_cell": Arm(HNET, STEP | {"per_chunk": False}),
+    "context_loss": Arm(HNET, STEP | {"context_weight": 0.5}),
+    "vicregl": Arm(HNET, STEP | {"vicregl_weight": 0.01}),
+    "half_tubes": Arm(HNET, STEP | {"future_share": 0.5}),
+    "tubes_only": Arm(HNET, STEP | {"future_share": 0.0}),
+    "whole_future": Arm(HNET, STEP | {"horizon": 0}),
+    "chunk_targets": Arm(HNET, STEP | {"target": "chunk"}),
+    "budgets": Arm(HNET, STEP | {"budgets": [0.08, 0.5]}),
+    "cap_36": Arm(HNET | {"max_chunks": 36}, STEP),
+    "regions_half": Arm(HNET, STEP | {"region_share": 0.5}),
 }
 
 # the same settings for both, chosen on the validation part

@@ -44,7 +44,7 @@ class PretrainConfig(Config):
     steps: int = Field(7000, ge=1, description="updates")
     batch: int = Field(4, ge=1, description="clips an update")
     accumulate: int = Field(1, ge=1, description="micro-batches an update")
-    lr: float = Field(5e-4, gt=0)
+    lr: float = Field(1e-3, gt=0)
     weight_decay: float = Field(0.04, ge=0)
     warmup: float = Field(0.05, ge=0, le=1, description="share of the steps")
     clip_norm: float = Field(1.0, gt=0)

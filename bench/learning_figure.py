@@ -24,7 +24,6 @@ TITLES = {
     "random_hnet": "H-Net, random init",
     "tubelet_vjepa": "tubelet V-JEPA",
     "hnet_fixed": "H-Net V-JEPA, fixed blocks",
-    "hnet_fixed_72": "H-Net V-JEPA, longer blocks",
     "hnet_vjepa": "H-Net V-JEPA",
     "supervised": "H-Net, 20 000 labels, end to end",
 }

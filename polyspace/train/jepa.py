@@ -48,12 +48,13 @@ class Weights:
 class JepaSettings:
     """What the step needs to know beside its modules.
 
-    per_chunk: a hidden cell weighs 1/size of its chunk, so that what stands still for long does not outweigh what moves
-    (no difference for tubelets). ema: decay at the first and the last step. budgets: range of
-    the share of visible cells that is the budget on `budget_share` of the steps. region_share: share of steps on which
-    the online encoder joins places to regions (the target never does, and has no cap on its chunks: its latents are
-    those of single places).
-    context_ramp: shares of the run between which the context loss comes in.
+    target_layers: the target's latents are the mean of so many last layers (see ViT): early layers keep what
+    moves, which the last one alone unlearns because the predictor needs less of it. per_chunk: a hidden cell weighs
+    1/size of its chunk, so that what stands still for long does not outweigh what moves (no difference for tubelets).
+    ema: decay at the first and the last step. budgets: range of the share of visible cells that is the budget on
+    `budget_share` of the steps. region_share: share of steps on which the online encoder joins places to regions (the
+    target never does, and has no cap on its chunks: its latents are those of single places). context_ramp: shares of
+    the run between which the context loss comes in.
     """
 
     total_steps: int
@@ -61,6 +62,7 @@ class JepaSettings:
     masks: MaskPlan = field(default_factory=MaskPlan)
     weights: Weights = field(default_factory=Weights)
     target: Literal["grid", "chunk"] = "grid"
+    target_layers: int = 1
     per_chunk: bool = True
     energy: Kind = "l1"
     ema: tuple[float, float] = (0.99, 0.99)
@@ -125,11 +127,11 @@ class JepaPhase(Phase):
         return self.encoder.encode(video, masks.hidden, *self._choice(masks, step))
 
     def _encode_target(self, video: Tensor) -> Encoded:
-        encoder = self.target.model
+        encoder, layers = self.target.model, self.settings.target_layers
         return (
-            encoder.encode(video)
+            encoder.encode(video, layers=layers)
             if isinstance(encoder, TubeletViT)
-            else encoder.encode(video, regions=False, capped=False)
+            else encoder.encode(video, regions=False, capped=False, layers=layers)
         )
 
     def _choice(self, masks: Masks, step: int) -> tuple[int | None, bool]:

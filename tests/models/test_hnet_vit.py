@@ -210,6 +210,23 @@ def test_recomputation_and_groups_change_nothing():
     assert torch.allclose(other(video).tokens, expected, atol=1e-5)
 
 
+@pytest.mark.parametrize("groups", [1, 2])
+@pytest.mark.parametrize("layers", [2, 99])
+def test_the_mean_of_layers_is_that_of_what_the_blocks_give(layers, groups):
+    video, model = clips(5), encoder(groups=groups)
+    video[0] = video[0, :1]
+    plain, seen = encoder(), []
+    plain.load_state_dict(model.state_dict())
+    e = model.encode(video, layers=layers)
+    plain.vit.blocks[0].register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    for block in plain.vit.blocks:
+        block.register_forward_hook(lambda _, args, out: seen.append(out))
+    plain(video)
+    normed = [(x - x.mean(-1, keepdim=True)) / (x.var(-1, correction=0, keepdim=True) + 1e-5).sqrt() for x in seen]
+    mean = sum(normed[-layers:]) / len(normed[-layers:])
+    assert torch.allclose(e.tokens[e.valid], mean[e.valid], atol=1e-4) and not e.tokens[~e.valid].any()
+
+
 @pytest.mark.parametrize("budget", [None, 3, 20])
 @pytest.mark.parametrize("changes", [{}, {"regions": True}, {"learned_selection": True}, {"fixed": (1, 1, 1)}], ids=str)
 def test_clips_do_not_influence_each_other(changes, budget):

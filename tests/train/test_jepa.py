@@ -83,15 +83,18 @@ def test_the_loss_is_its_terms_weighted():
     assert out.loss.item() == pytest.approx(expected.item(), rel=1e-5)
 
 
-def test_the_energy_is_the_distance_to_the_targets_own_latents():
-    p = phase("tubelet", masks=MaskPlan(1.0, horizon=1))
+@pytest.mark.parametrize("layers", [1, 2])
+def test_the_energy_is_the_distance_to_the_targets_own_latents(layers):
+    p = phase("tubelet", masks=MaskPlan(1.0, horizon=1), target_layers=layers)
     b = batch(step=4)
     with torch.no_grad():
         p.target.model.vit.norm.weight.uniform_(0.5, 2)
     m = p.settings.masks.draw(GRID, 0, 4, range(6))
     seen = int((~m.hidden[0, :, 0, 0]).sum())
     with torch.no_grad():
-        target = torch.nn.functional.layer_norm(p.target.model(b.video).tokens, (32,)).view(6, 6, 9, 32)[:, seen]
+        target = torch.nn.functional.layer_norm(p.target.model.encode(b.video, layers=layers).tokens, (32,)).view(
+            6, 6, 9, 32
+        )[:, seen]
         context = p.encoder(b.video[:, : 2 * seen])
         places = torch.tensor([[float(seen), y, x] for y in range(3) for x in range(3)]).expand(6, -1, -1)
         known = torch.tensor([[float(t), y, x] for t in range(seen) for y in range(3) for x in range(3)])

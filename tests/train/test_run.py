@@ -117,6 +117,7 @@ def test_several_ranks_are_refused(monkeypatch, tmp_path, capsys):
         (["--set", "data.dataset=ssv2"], "data.root is required"),
         (["--set", "data.frames=4"], "data.frames 4"),
         (["--set", "pretrain.batch=6", "--set", "pretrain.accumulate=4"], "does not divide into 4"),
+        (["--set", "pretrain.target_layers=9"], "target_layers is 9"),
         (["--set", "encoder.arch=tubelet", "--set", "pretrain.entropy_weight=1"], "no meaning for arch tubelet"),
         (["--set", "data.size=20"], "12×20×20 does not divide"),
         (["--set", "pretrain.target=chunk", "--set", "encoder.arch=tubelet"], "needs a chunk encoder"),

@@ -57,29 +57,39 @@ class ViT(nn.Module):
         self.norm, self.recompute, self.groups = nn.LayerNorm(dim), recompute, groups
 
     def forward(
-        self, x: Float[Tensor, "B M D"], key_padding_mask: Bool[Tensor, "B M"] | None = None
+        self, x: Float[Tensor, "B M D"], key_padding_mask: Bool[Tensor, "B M"] | None = None, layers: int = 1
     ) -> Float[Tensor, "B M D"]:
+        """The last layer, normed; with `layers` > 1 the mean of so many last ones (the input counts as the first), each
+        normalised without affine: what data2vec asks for (arXiv 2202.03555, section 3.3)."""
         if key_padding_mask is None or not bool(key_padding_mask.any()):
-            return self._run(x, None)
+            return self._run(x, None, layers)
         if self.groups == 1 or len(x) < 2 * self.groups:
-            return self._run(x, key_padding_mask)
+            return self._run(x, key_padding_mask, layers)
         lengths = (~key_padding_mask).sum(1)
         order = lengths.argsort(stable=True)
         parts = []
         for rows in order.chunk(self.groups):
             longest = int(lengths[rows].max())
             pad = key_padding_mask[rows, :longest]
-            part = self._run(x[rows, :longest], pad if bool(pad.any()) else None)
+            part = self._run(x[rows, :longest], pad if bool(pad.any()) else None, layers)
             parts.append(F.pad(part, (0, 0, 0, x.shape[1] - longest)))
         return torch.cat(parts)[order.argsort()]
 
-    def _run(self, x: Float[Tensor, "B M D"], key_padding_mask: Bool[Tensor, "B M"] | None) -> Float[Tensor, "B M D"]:
+    def _run(
+        self, x: Float[Tensor, "B M D"], key_padding_mask: Bool[Tensor, "B M"] | None, layers: int
+    ) -> Float[Tensor, "B M D"]:
+        every = [x]
         for block in self.blocks:
             if self.recompute and torch.is_grad_enabled():
                 x = checkpoint(block, x, key_padding_mask, use_reentrant=False)
             else:
                 x = block(x, key_padding_mask)
-        x = self.norm(x)
+            if layers > 1:
+                every.append(x)
+        if layers == 1:
+            x = self.norm(x)
+        else:
+            x = torch.stack([F.layer_norm(y, y.shape[-1:]) for y in every[-layers:]]).mean(0)
         return x if key_padding_mask is None else torch.where(key_padding_mask[..., None], 0, x)
 
 
@@ -125,10 +135,13 @@ class TubeletViT(nn.Module):
         self.stem = TubeletStem(dim, unit, unit_frames)
         self.vit = ViT(dim, depth, heads, recompute=recompute)
 
-    def encode(self, video: Float[Tensor, "B T H W 3"], hidden: Bool[Tensor, "B *t h w"] | None = None) -> Encoded:
+    def encode(
+        self, video: Float[Tensor, "B T H W 3"], hidden: Bool[Tensor, "B *t h w"] | None = None, *, layers: int = 1
+    ) -> Encoded:
+        """As `forward`, with all that is known on the way; `layers` as in ViT."""
         cells = self.stem(video, _flat(hidden, video, self.unit, self.unit_frames))
         x = cells.x + sincos_code(cells.coords, self.dim).to(cells.x.dtype)
-        tokens = self.vit(x, None if hidden is None else ~cells.valid)
+        tokens = self.vit(x, None if hidden is None else ~cells.valid, layers)
         return Encoded(tokens, cells.valid, cells.coords, cells.valid.to(tokens.dtype), cells)
 
     def forward(self, video: Float[Tensor, "B T H W 3"], hidden: Bool[Tensor, "B *t h w"] | None = None) -> Features:
@@ -202,8 +215,9 @@ class HNetViT(nn.Module):
         num_chunks: int | None = None,
         regions: bool | None = None,
         capped: bool = True,
+        layers: int = 1,
     ) -> Encoded:
-        """As `forward`, with all that is known on the way; `capped` False lifts `max_chunks`."""
+        """As `forward`, with all that is known on the way; `capped` False lifts `max_chunks`, `layers` as in ViT."""
         cells = self.stem(video, _flat(hidden, video, self.unit, self.unit_frames))
         if num_chunks is not None and num_chunks < 1:
             raise ValueError(f"num_chunks must be at least 1, not {num_chunks}")
@@ -214,7 +228,7 @@ class HNetViT(nn.Module):
         chunks = self.downsampler(cells, routing, most)
         x = self.widen(chunks.tokens)
         x = x + self.position(chunks.centroids, chunks.sizes).to(x.dtype)
-        tokens = self.vit(torch.where(chunks.valid[..., None], x, 0), ~chunks.valid)
+        tokens = self.vit(torch.where(chunks.valid[..., None], x, 0), ~chunks.valid, layers)
         return Encoded(tokens, chunks.valid, chunks.centroids, chunks.sizes, cells, routing, chunks)
 
     def forward(

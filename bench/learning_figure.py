@@ -27,9 +27,7 @@ TITLES = {
     "hnet_vjepa": "H-Net V-JEPA",
     "supervised": "H-Net, 20 000 labels, end to end",
 }
-COLOURS = dict(
-    zip(TITLES, ("#888888", "#9ecae1", "#a1d99b", "#3182bd", "#fdae6b", "#fdd0a2", "#31a354", "#756bb1"), strict=True)
-)
+COLOURS = dict(zip(TITLES, ("#888888", "#9ecae1", "#a1d99b", "#3182bd", "#fdae6b", "#31a354", "#756bb1"), strict=True))
 
 
 def known(values: list[Any]) -> list[float]:

@@ -15,7 +15,8 @@ TUBELET = {"arch": "tubelet", "preset": "tiny"}
 HNET = {"arch": "hnet", "preset": "tiny"}
 VARIANCE: dict[str, Any] = {"variance_weight": 0.5, "covariance_weight": 0.02}
 NO_VARIANCE: dict[str, Any] = {"variance_weight": 0.0, "covariance_weight": 0.0}
-STEP: dict[str, Any] = {"batch": 4, "lr": 1e-3} | VARIANCE
+TUBELET_STEP: dict[str, Any] = {"batch": 4, "lr": 1e-3, "target_layers": 1} | VARIANCE
+STEP: dict[str, Any] = TUBELET_STEP | {"target_layers": 5}  # all four and the input
 FIXED = (2, 1, 1)  # steps, rows, columns of a fixed block: 108 tokens, near what gates have chosen so far
 
 
@@ -44,14 +45,14 @@ class Arm:
 ARMS = {
     "random_hnet": Arm(HNET, None),
     "random_tubelet": Arm(TUBELET, None),
-    "tubelet_vjepa": Arm(TUBELET, STEP),
+    "tubelet_vjepa": Arm(TUBELET, TUBELET_STEP),
     "hnet_vjepa": Arm(HNET, STEP),
     "hnet_fixed": Arm(HNET | {"fixed": FIXED}, STEP, seeds=1),
     "supervised": Arm(HNET, {}, supervised=True, seeds=1),
 }
 
 # for as many updates (--steps) of as many clips
-EQUAL_STEPS = {"tubelet_vjepa": Arm(TUBELET, STEP), "hnet_vjepa": Arm(HNET, STEP)}
+EQUAL_STEPS = {"tubelet_vjepa": Arm(TUBELET, TUBELET_STEP), "hnet_vjepa": Arm(HNET, STEP)}
 
 # one change each from hnet_vjepa
 ABLATIONS = {
@@ -62,9 +63,9 @@ ABLATIONS = {
     "no_positions": Arm(HNET | {"positions": "none"}, STEP),
     "tubelet_stem": Arm(HNET | {"stem": "tubelet"}, STEP),
     "cell_attention": Arm(HNET | {"cell_depth": 1}, STEP),
-    "all_layers": Arm(HNET, STEP | {"target_layers": 5}),
-    "last_four_layers": Arm(HNET, STEP | {"target_layers": 4}),
+    "last_layer": Arm(HNET, STEP | {"target_layers": 1}),
     "last_two_layers": Arm(HNET, STEP | {"target_layers": 2}),
+    "all_but_the_input": Arm(HNET, STEP | {"target_layers": 4}),
     "no_variance": Arm(HNET, STEP | NO_VARIANCE),
     "no_covariance": Arm(HNET, STEP | {"covariance_weight": 0.0}),
     "fewer_chunks": Arm(HNET, STEP | {"cells_per_chunk": 10.0}),
@@ -83,6 +84,7 @@ ABLATIONS = {
 # the same settings for both, chosen on the validation part
 _TRIES: dict[str, dict[str, Any]] = {
     "batch_4": {"batch": 4, "lr": 1e-3},
+    "batch_4_all_layers": {"batch": 4, "lr": 1e-3, "target_layers": 5},
     "batch_4_lr_high": {"batch": 4, "lr": 2e-3},
     "batch_4_lr_low": {"batch": 4, "lr": 5e-4},
     "batch_4_ema_slow": {"batch": 4, "lr": 1e-3, "ema": [0.997, 0.997]},
@@ -91,7 +93,7 @@ _TRIES: dict[str, dict[str, Any]] = {
     "batch_8_no_variance": {"batch": 8, "lr": 1e-3} | NO_VARIANCE,
 }
 SWEEP = {
-    f"{name}/{change}": Arm(encoder, VARIANCE | extra)
+    f"{name}/{change}": Arm(encoder, VARIANCE | {"target_layers": 1} | extra)
     for name, encoder in (("tubelet_vjepa", TUBELET), ("hnet_vjepa", HNET))
     for change, extra in _TRIES.items()
 }

@@ -54,7 +54,9 @@ class PretrainConfig(Config):
     predictor_depth: int = Field(2, ge=1)
     predictor_heads: int = Field(4, ge=1)
     target: Literal["grid", "chunk"] = Field("grid", description="latents on the grid, or whole hidden chunks")
-    target_layers: int = Field(1, ge=1, description="the target is the mean of so many last layers of the ViT")
+    target_layers: int = Field(
+        0, ge=0, description="the target is the mean of so many last layers; 0: all and the input"
+    )
     per_chunk: bool = Field(True, description="a hidden cell weighs 1/size of its chunk in the energy")
     energy: Literal["l1", "smooth_l1", "l2", "cosine"] = "l1"
     future_share: float = Field(1.0, ge=0, le=1, description="share of steps that hide the future, else space tubes")
@@ -80,6 +82,9 @@ class PretrainConfig(Config):
 def build_phase(encoder: HNetViT | TubeletViT, config: PretrainConfig, seed: int) -> JepaPhase:
     """Encoder and predictor as one phase."""
     c = config
+    layers = len(encoder.vit.blocks) + 1
+    if c.target_layers > layers:
+        raise UserError(f"pretrain.target_layers is {c.target_layers}, but there are {layers} with the input")
     weights = Weights(
         context=c.context_weight,
         variance=c.variance_weight,
@@ -96,7 +101,7 @@ def build_phase(encoder: HNetViT | TubeletViT, config: PretrainConfig, seed: int
         masks=MaskPlan(c.future_share, c.horizon, c.tube_ratios, c.block_scale),
         weights=weights,
         target=c.target,
-        target_layers=c.target_layers,
+        target_layers=c.target_layers or layers,
         per_chunk=c.per_chunk,
         energy=c.energy,
         ema=c.ema,
@@ -106,10 +111,6 @@ def build_phase(encoder: HNetViT | TubeletViT, config: PretrainConfig, seed: int
         monitor_every=c.log_every,
         amp=c.amp,
     )
-    if c.target_layers > len(encoder.vit.blocks) + 1:
-        raise UserError(
-            f"pretrain.target_layers is {c.target_layers}, but there are {len(encoder.vit.blocks)} and the input"
-        )
     for key in ("budgets", "region_share", "entropy_weight", "boundary_weight"):
         if isinstance(encoder, TubeletViT) and getattr(c, key):
             raise UserError(f"pretrain.{key} has no meaning for arch tubelet")

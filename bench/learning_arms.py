@@ -15,8 +15,7 @@ TUBELET = {"arch": "tubelet", "preset": "tiny"}
 HNET = {"arch": "hnet", "preset": "tiny"}
 VARIANCE: dict[str, Any] = {"variance_weight": 0.5, "covariance_weight": 0.02}
 NO_VARIANCE: dict[str, Any] = {"variance_weight": 0.0, "covariance_weight": 0.0}
-TUBELET_STEP: dict[str, Any] = {"batch": 4, "lr": 1e-3, "target_layers": 1} | VARIANCE
-STEP: dict[str, Any] = TUBELET_STEP | {"target_layers": 5}  # all four and the input
+STEP: dict[str, Any] = {"batch": 4, "lr": 1e-3, "target_layers": 5} | VARIANCE  # targets from 4 layers and the input
 FIXED = (2, 1, 1)  # steps, rows, columns of a fixed block: 108 tokens, near what gates have chosen so far
 
 
@@ -45,14 +44,14 @@ class Arm:
 ARMS = {
     "random_hnet": Arm(HNET, None),
     "random_tubelet": Arm(TUBELET, None),
-    "tubelet_vjepa": Arm(TUBELET, TUBELET_STEP),
+    "tubelet_vjepa": Arm(TUBELET, STEP),
     "hnet_vjepa": Arm(HNET, STEP),
     "hnet_fixed": Arm(HNET | {"fixed": FIXED}, STEP, seeds=1),
     "supervised": Arm(HNET, {}, supervised=True, seeds=1),
 }
 
 # for as many updates (--steps) of as many clips
-EQUAL_STEPS = {"tubelet_vjepa": Arm(TUBELET, TUBELET_STEP), "hnet_vjepa": Arm(HNET, STEP)}
+EQUAL_STEPS = {"tubelet_vjepa": Arm(TUBELET, STEP), "hnet_vjepa": Arm(HNET, STEP)}
 
 # one change each from hnet_vjepa
 ABLATIONS = {

@@ -69,8 +69,8 @@ FAULTS = {
     ),
     "target joins places": (
         "train/jepa.py",
-        "encoder.encode(video, regions=False, capped=False)",
-        "encoder.encode(video)",
+        "encoder.encode(video, regions=False, capped=False, layers=layers)",
+        "encoder.encode(video, layers=layers)",
         STEP,
     ),
     "regions join whatever touches": (
@@ -84,6 +84,12 @@ FAULTS = {
         "shared >= overlap * union",
         "shared > 0",
         MODELS,
+    ),
+    "target from the last layer alone": (
+        "models/vjepa/vit.py",
+        "for y in every[-layers:]",
+        "for y in every[-1:]",
+        f"{MODELS}/test_hnet_vit.py",
     ),
     "target without its norm": (
         "train/questions.py",

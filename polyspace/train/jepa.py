@@ -21,7 +21,7 @@ from polyspace.models.vjepa.vit import Encoded, HNetViT, TubeletViT
 from polyspace.train.masking import MaskPlan, Masks, glimpse
 from polyspace.train.optim import cosine_schedule
 from polyspace.train.phase import Phase, StepOutput
-from polyspace.train.questions import Questions, Weighting, chunk_questions, grid_questions
+from polyspace.train.questions import Questions, chunk_questions, grid_questions
 from polyspace.train.watch import Watch
 from polyspace.utils.monitor import collapse_alarm
 
@@ -49,10 +49,10 @@ class Weights:
 class JepaSettings:
     """What the step needs to know beside its modules.
 
-    target_layers: the target's latents are the mean of so many last layers (see ViT). weighting: `column` gives a place
-    as much weight as it has chunks, evenly over its hidden cells (no difference for tubelets), so that what stands
-    still does not outweigh what moves. `chunk` would weigh each cell by 1/size of its own chunk; but then what is hit
-    counts more than what is not, and "something passes here" is a good answer whenever and whichever way it passes.
+    target_layers: the target's latents are the mean of so many last layers (see ViT). per_chunk: a hidden cell weighs
+    1/size of its chunk (no difference for tubelets), so that what stands still for long does not outweigh what moves;
+    but what is hit then counts more than what is not, and "something passes here" becomes a good answer whenever and
+    whichever way it passes: direction is lost in long runs. context_share: how much of the visible the predictor gets.
     ema: decay at the first and the last step. budgets: range of the share of visible cells that is the budget on
     `budget_share` of the steps. region_share: share of steps on which the online encoder joins places to regions (the
     target never does, and has no cap on its chunks: its latents are those of single places). context_ramp: shares of
@@ -65,7 +65,7 @@ class JepaSettings:
     weights: Weights = field(default_factory=Weights)
     target: Literal["grid", "chunk"] = "grid"
     target_layers: int = 1
-    weighting: Weighting = "column"
+    per_chunk: bool = False
     context_share: float = 1.0
     energy: Kind = "l1"
     ema: tuple[float, float] = (0.99, 0.99)
@@ -161,7 +161,7 @@ class JepaPhase(Phase):
         """What is asked of the predictor: cells of the grid, or whole chunks."""
         if self.settings.target == "chunk":
             return chunk_questions(known, masks)
-        return grid_questions(known, masks, bool(self.settings.weights.context), self.settings.weighting)
+        return grid_questions(known, masks, bool(self.settings.weights.context), self.settings.per_chunk)
 
     def _terms(
         self, batch: VideoBatch, video: Tensor, online: Encoded, masks: Masks, prediction: Tensor, asked: Questions

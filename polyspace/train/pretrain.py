@@ -21,7 +21,6 @@ from polyspace.train.jepa import JepaPhase, JepaSettings, Weights
 from polyspace.train.loop import FitSettings, fit
 from polyspace.train.masking import MaskPlan
 from polyspace.train.optim import build_adamw
-from polyspace.train.questions import Weighting
 from polyspace.utils.checkpoint_io import sha256_file, sha256_json
 from polyspace.utils.errors import UserError
 from polyspace.utils.flops import num_params
@@ -59,9 +58,7 @@ class PretrainConfig(Config):
         0, ge=0, description="the target is the mean of so many last layers; 0: all and the input"
     )
     context_share: float = Field(1.0, gt=0, le=1, description="share of the visible tokens that the predictor is given")
-    weighting: Weighting = Field(
-        "column", description="what weighs alike in the energy: cell, chunk, column (by its chunks)"
-    )
+    per_chunk: bool = Field(False, description="a hidden cell weighs 1/size of its chunk (hurt where it was measured)")
     energy: Literal["l1", "smooth_l1", "l2", "cosine"] = "l1"
     future_share: float = Field(1.0, ge=0, le=1, description="share of steps that hide the future, else space tubes")
     horizon: int = Field(2, ge=0, description="hidden steps that are asked for; 0 all")
@@ -106,7 +103,7 @@ def build_phase(encoder: HNetViT | TubeletViT, config: PretrainConfig, seed: int
         weights=weights,
         target=c.target,
         target_layers=c.target_layers or layers,
-        weighting=c.weighting,
+        per_chunk=c.per_chunk,
         context_share=c.context_share,
         energy=c.energy,
         ema=c.ema,

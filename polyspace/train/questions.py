@@ -1,7 +1,6 @@
 """What the predictor is asked for: places, and what the target encoder knows there."""
 
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -10,8 +9,6 @@ from torch import Tensor
 from polyspace.models.hnet.encoder import cell_coords, pack_visible, take_rows
 from polyspace.models.vjepa.vit import Encoded
 from polyspace.train.masking import Masks
-
-Weighting = Literal["cell", "chunk", "column"]
 
 
 @dataclass(frozen=True)
@@ -27,7 +24,7 @@ class Questions:
     valid: Tensor | None = None
 
 
-def grid_questions(known: Encoded, masks: Masks, context: bool, weighting: Weighting) -> Questions:
+def grid_questions(known: Encoded, masks: Masks, context: bool, per_chunk: bool) -> Questions:
     """The asked cells of each clip, and with `context` the visible ones behind them."""
     device, grid = known.tokens.device, known.cells.grid
     index, valid = pack_visible(~masks.asked.flatten(1))
@@ -39,8 +36,8 @@ def grid_questions(known: Encoded, masks: Masks, context: bool, weighting: Weigh
         seen_weight = torch.cat([torch.zeros_like(hidden_weight), near], 1).to(device)
         hidden_weight = torch.cat([hidden_weight, torch.zeros_like(near)], 1)
     index, hidden_weight = index.to(device), hidden_weight.to(device)
-    if weighting != "cell" and known.chunks is not None:
-        share = _share(known, weighting == "column").gather(1, index)
+    if per_chunk and known.chunks is not None:
+        share = _share(known, index)
         hidden_weight = hidden_weight * share
         seen_weight = None if seen_weight is None else seen_weight * share
     goal = take_rows(known.on_cells(), index).float()
@@ -61,14 +58,11 @@ def chunk_questions(known: Encoded, masks: Masks) -> Questions:
     return Questions(known.centroids, goal, weight, None, None, weight > 0)
 
 
-def _share(known: Encoded, column: bool) -> Tensor:
-    """Σ_k Ā_ik / size_k of every grid cell (B,N): a cell weighs as its share of its EMA chunk, whose other cells may be
-    visible or not asked. `column`: the mean over its place's steps."""
+def _share(known: Encoded, index: Tensor) -> Tensor:
+    """Σ_k Ā_ik / size_k: a cell weighs as its share of its EMA chunk, whose other cells may be visible or not asked."""
     assert known.chunks is not None
     each = torch.where(known.valid, 1 / known.sizes.clamp_min(1e-6), 0)[..., None]
-    share = (known.chunks.assignment @ each).squeeze(-1)
-    t, h, w = known.cells.grid
-    return share.view(-1, t, h * w).mean(1).repeat(1, t) if column else share
+    return take_rows(known.chunks.assignment @ each, index).squeeze(-1)
 
 
 def _nearness(masks: Masks, grid: tuple[int, int, int]) -> Tensor:

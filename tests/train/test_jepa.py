@@ -129,10 +129,8 @@ def test_the_chunk_mode_asks_for_chunks_that_are_hidden_altogether():
         phase("tubelet", target="chunk")
 
 
-@pytest.mark.parametrize(
-    ("weighting", "expected"), [("cell", (2, 2, 2)), ("chunk", (2, 1.2, 1 / 3)), ("column", (2, 2 / 3, 1 / 3))]
-)
-def test_a_place_weighs_by_its_chunks_and_its_cells_alike(weighting, expected):
+@pytest.mark.parametrize(("per_chunk", "expected"), [(False, (2, 2, 2)), (True, (2, 1.2, 1 / 3))])
+def test_a_hidden_cell_weighs_alike_or_as_its_share_of_its_chunk(per_chunk, expected):
     """Two of six steps are asked for. Place 0 changes at every step, place 1 at the last one, the others never."""
     p = phase()
     steps, places = GRID[0], GRID[1] * GRID[2]
@@ -149,11 +147,10 @@ def test_a_place_weighs_by_its_chunks_and_its_cells_alike(weighting, expected):
         changes["centroids"] = torch.zeros(*sizes.shape, 3)
         chunks = replace(known.chunks, assignment=chosen, **changes)
         known = replace(known, chunks=chunks, **changes)
-        asked = grid_questions(known, Masks(hidden, hidden, "future"), False, weighting)
+        asked = grid_questions(known, Masks(hidden, hidden, "future"), False, per_chunk)
     for place in range(places):
         weight = asked.hidden_weight[0][asked.index[0] % places == place]
         assert weight.sum().item() == pytest.approx(expected[min(place, 2)])
-        assert weighting == "chunk" or weight[0] == weight[1]
 
 
 def test_budgets_are_drawn_from_the_range():
@@ -234,9 +231,7 @@ def test_a_share_of_steps_sees_regions():
     assert seen == [1, columns]
 
 
-@pytest.mark.parametrize(
-    "changes", [{}, {"weighting": "cell"}, {"weighting": "chunk"}, {"energy": "smooth_l1"}, {"energy": "l2"}]
-)
+@pytest.mark.parametrize("changes", [{}, {"per_chunk": True}, {"energy": "smooth_l1"}, {"energy": "l2"}])
 @pytest.mark.parametrize("share", [0.0, 1.0])
 def test_a_predictor_that_knows_only_the_place_has_no_skill(changes, share):
     """Skill is 0 for the best constant per place, whatever the energy, its weights and the masks."""

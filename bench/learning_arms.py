@@ -58,8 +58,6 @@ ABLATIONS = {
     "as_is": Arm(HNET, STEP),
     "last_layer": Arm(HNET, STEP | {"target_layers": 1}),
     "last_two_layers": Arm(HNET, STEP | {"target_layers": 2}),
-    "glimpse_25": Arm(HNET, STEP | {"context_share": 0.25}),
-    "shallow_predictor": Arm(HNET, STEP | {"predictor_depth": 1}),
     "hard_assignment": Arm(HNET | {"soft": False}, STEP),
     "mean_pooling": Arm(HNET | {"learned_pooling": False}, STEP),
     "no_positions": Arm(HNET | {"positions": "none"}, STEP),

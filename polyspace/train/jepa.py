@@ -1,6 +1,5 @@
 """One step of V-JEPA: predict the latents of hidden content, for chunk encoders and the tubelet baseline alike."""
 
-from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -14,11 +13,11 @@ from polyspace.losses.energy import Kind, energy_loss
 from polyspace.losses.vicregl import VICRegLLoss, covariance_term, position_covariance, variance_term
 from polyspace.models.ema import Ema
 from polyspace.models.hnet.dechunker import to_grid
-from polyspace.models.hnet.encoder import grid_of, take_rows
+from polyspace.models.hnet.encoder import grid_of
 from polyspace.models.layers import Mlp
 from polyspace.models.vjepa.predictor import Predictor
 from polyspace.models.vjepa.vit import Encoded, HNetViT, TubeletViT
-from polyspace.train.masking import MaskPlan, Masks, glimpse
+from polyspace.train.masking import MaskPlan, Masks
 from polyspace.train.optim import cosine_schedule
 from polyspace.train.phase import Phase, StepOutput
 from polyspace.train.questions import Questions, chunk_questions, grid_questions
@@ -52,7 +51,7 @@ class JepaSettings:
     target_layers: the target's latents are the mean of so many last layers (see ViT). per_chunk: a hidden cell weighs
     1/size of its chunk (no difference for tubelets), so that what stands still for long does not outweigh what moves;
     but what is hit then counts more than what is not, and "something passes here" becomes a good answer whenever and
-    whichever way it passes: direction is lost in long runs. context_share: how much of the visible the predictor gets.
+    whichever way it passes: direction is lost in long runs.
     ema: decay at the first and the last step. budgets: range of the share of visible cells that is the budget on
     `budget_share` of the steps. region_share: share of steps on which the online encoder joins places to regions (the
     target never does, and has no cap on its chunks: its latents are those of single places). context_ramp: shares of
@@ -66,7 +65,6 @@ class JepaSettings:
     target: Literal["grid", "chunk"] = "grid"
     target_layers: int = 1
     per_chunk: bool = False
-    context_share: float = 1.0
     energy: Kind = "l1"
     ema: tuple[float, float] = (0.99, 0.99)
     budgets: tuple[float, float] | None = None
@@ -114,7 +112,7 @@ class JepaPhase(Phase):
         online = self._encode(video, masks, step)
         asked = self.questions(known, masks)
         hints = None if self.size_code is None else self.size_code(known.sizes.clamp_min(1e-3).log()[..., None])
-        prediction = self.predictor(*self._context(online, step, indices), asked.places, hints, asked.valid)
+        prediction = self.predictor(online.tokens, online.centroids, online.valid, asked.places, hints, asked.valid)
         terms = {"energy": energy_loss(prediction, asked.goal, asked.hidden_weight, self.settings.energy)}
         loss = terms["energy"]
         for name, weight, value in self._terms(batch, video, online, masks, prediction, asked):
@@ -136,15 +134,6 @@ class JepaPhase(Phase):
             if isinstance(encoder, TubeletViT)
             else encoder.encode(video, regions=False, capped=False, layers=layers)
         )
-
-    def _context(self, online: Encoded, step: int, indices: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
-        """What the predictor sees: tokens, places, and which are real."""
-        s = self.settings
-        if s.context_share >= 1:
-            return online.tokens, online.centroids, online.valid
-        t, h, w = online.cells.grid
-        rows, real = glimpse(online.valid, s.context_share, t * h * w, s.seed, step, indices)
-        return take_rows(online.tokens, rows), take_rows(online.centroids, rows), real
 
     def _choice(self, masks: Masks, step: int) -> tuple[int | None, bool]:
         """This step's budget (a fraction of the visible cells, or the content's own choice), and whether regions."""

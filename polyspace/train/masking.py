@@ -6,12 +6,11 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Bool
 from torch import Tensor
 
 Grid = tuple[int, int, int]
 Kind = Literal["future", "tube"]
-_APART = 1_000_003  # no index of a batch: two draws for one clip are two streams
 
 
 @dataclass(frozen=True)
@@ -55,18 +54,6 @@ class MaskPlan:
         hidden = step >= seen
         asked = hidden if self.horizon == 0 else hidden & (step < seen + self.horizon)
         return Masks(hidden, asked, "future")
-
-
-def glimpse(
-    valid: Bool[Tensor, "B M"], share: float, most: int, seed: int, step: int, indices: Sequence[int]
-) -> tuple[Int[Tensor, "B K"], Bool[Tensor, "B K"]]:
-    """Rows of a random `share` (rounded up) of each clip's valid tokens, and which of them are real. `most` is a bound
-    on M for any batch: a clip's draw must not depend on how far the others make it padded."""
-    draws = [torch.rand(most, generator=_generator(seed, step, i + _APART)) for i in indices]
-    rank = torch.stack(draws)[:, : valid.shape[1]].to(valid.device)
-    count = (valid.sum(1) * share).ceil().long()
-    rows = rank.masked_fill(~valid, 2.0).argsort(1)[:, : int(count.max())]
-    return rows, torch.arange(rows.shape[1], device=rows.device) < count[:, None]
 
 
 def _generator(seed: int, step: int, index: int) -> torch.Generator:

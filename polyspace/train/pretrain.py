@@ -57,7 +57,6 @@ class PretrainConfig(Config):
     target_layers: int = Field(
         0, ge=0, description="the target is the mean of so many last layers; 0: all and the input"
     )
-    context_share: float = Field(1.0, gt=0, le=1, description="share of the visible tokens that the predictor is given")
     per_chunk: bool = Field(False, description="a hidden cell weighs 1/size of its chunk (hurt where it was measured)")
     energy: Literal["l1", "smooth_l1", "l2", "cosine"] = "l1"
     future_share: float = Field(1.0, ge=0, le=1, description="share of steps that hide the future, else space tubes")
@@ -104,7 +103,6 @@ def build_phase(encoder: HNetViT | TubeletViT, config: PretrainConfig, seed: int
         target=c.target,
         target_layers=c.target_layers or layers,
         per_chunk=c.per_chunk,
-        context_share=c.context_share,
         energy=c.energy,
         ema=c.ema,
         budgets=c.budgets,

@@ -16,6 +16,7 @@ from polyspace.data.batch import VideoBatch
 from polyspace.train.checkpoint import load_checkpoint, restore_rng, save_checkpoint
 from polyspace.train.engine import Engine
 from polyspace.train.optim import warmup_cosine
+from polyspace.train.phase import StepOutput
 from polyspace.utils.checkpoint_io import sha256_json, write_text
 from polyspace.utils.errors import UserError
 from polyspace.utils.log import Progress, say, warn
@@ -95,13 +96,10 @@ def fit(
                 prefetch(step_indices(num_items, settings.batch, step + 1, settings.seed))
             batches = list(_micro_batches(picks, load, settings.accumulate, step))
             lr = warmup_cosine(step, settings.steps, settings.lr, settings.warmup_ratio)
-            done, output = step + 1, None
-            if batches:
-                output, sound = engine.update(batches, lr)
-                bad = 0 if sound else _tolerate(bad + 1, settings.max_bad_steps, f"{name}: step {step}", folder)
+            done = step + 1
+            output, bad = _update(engine, batches, lr, bad, settings, f"{name}: step {step}", folder)
+            if output is not None:
                 engine.phase.after_update(done)
-            else:
-                warn(f"{name}: step {step}: none of its {settings.batch} items can be had, update skipped")
             last = done == settings.steps
             if output is not None and (done % settings.log_every == 0 or last):
                 metrics = {"step": done, "loss": output.loss.item(), "lr": lr}
@@ -119,6 +117,17 @@ def fit(
             if stopped.is_set() and not last:
                 raise KeyboardInterrupt
     return metrics
+
+
+def _update(
+    engine: Engine, batches: list[VideoBatch], lr: float, bad: int, settings: FitSettings, where: str, folder: Path
+) -> tuple[StepOutput | None, int]:
+    """One update, or a warning where there is nothing to learn from; its output and the bad steps in a row."""
+    if not batches:
+        warn(f"{where}: none of its {settings.batch} items can be had, update skipped")
+        return None, bad
+    output, sound = engine.update(batches, lr)
+    return output, 0 if sound else _tolerate(bad + 1, settings.max_bad_steps, where, folder)
 
 
 def _warn_once(alarm: str | None, alarmed: bool, where: str) -> bool:

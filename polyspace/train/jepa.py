@@ -51,10 +51,10 @@ class JepaSettings:
     target_layers: the target's latents are the mean of so many last layers (see ViT). per_chunk: a hidden cell weighs
     1/size of its chunk (no difference for tubelets), so that what stands still for long does not outweigh what moves;
     but what is hit then counts more than what is not, and "something passes here" becomes a good answer whenever and
-    whichever way it passes: direction is lost in long runs. ema: decay at the first and the last step. budgets: range of
-    the share of visible cells that is the budget on `budget_share` of the steps. region_share: share of steps on which
-    the online encoder joins places to regions (the target never does, and has no cap on its chunks: its latents are
-    those of single places). context_ramp: shares of the run between which the context loss comes in.
+    whichever way it passes: direction is lost in long runs. ema: decay at the first and the last step. budgets: range
+    of the share of visible cells that is the budget on `budget_share` of the steps. region_share: share of steps on
+    which the online encoder joins places to regions (the target never does, and has no cap on its chunks: its latents
+    are those of single places). context_ramp: shares of the run between which the context loss comes in.
     """
 
     total_steps: int

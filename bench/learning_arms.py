@@ -69,25 +69,23 @@ ABLATIONS = {
     "half_tubes": Arm(HNET, STEP | {"future_share": 0.5}),
     "tubes_only": Arm(HNET, STEP | {"future_share": 0.0}),
     "chunk_targets": Arm(HNET, STEP | {"target": "chunk"}),
-    "chunks_weigh_alike": Arm(HNET, STEP | {"per_chunk": True}),
+    "cells_weigh_alike": Arm(HNET, STEP | {"chunk_weight_until": 0.0}),
+    "chunks_weigh_alike": Arm(HNET, STEP | {"chunk_weight_until": 1e9}),
     "cap_36": Arm(HNET | {"max_chunks": 36}, STEP),
     "fewer_chunks": Arm(HNET, STEP | {"cells_per_chunk": 10.0}),
     "tubelet_stem": Arm(HNET | {"stem": "tubelet"}, STEP),
     "cell_attention": Arm(HNET | {"cell_depth": 1}, STEP),
 }
 
-# the same settings for both, chosen on the validation part; the first four with targets from the last layer alone
-LAST: dict[str, Any] = {"target_layers": 1}
+# the same settings for both, chosen on the validation part
 _TRIES: dict[str, dict[str, Any]] = {
-    "last_layer": LAST,
-    "last_layer_lr_low": LAST | {"lr": 5e-4},
-    "last_layer_ema_slow": LAST | {"ema": [0.997, 0.997]},
-    "last_layer_batch_8": LAST | {"batch": 8},
-    "all_layers": {},
-    "all_layers_lr_high": {"lr": 2e-3},
-    "all_layers_lr_low": {"lr": 5e-4},
-    "all_layers_batch_8": {"batch": 8},
-    "all_layers_no_variance": NO_VARIANCE,
+    "as_is": {},
+    "lr_high": {"lr": 2e-3},
+    "lr_low": {"lr": 5e-4},
+    "batch_8": {"batch": 8},
+    "ema_slow": {"ema": [0.997, 0.997]},
+    "no_variance": NO_VARIANCE,
+    "last_layer": {"target_layers": 1},
 }
 SWEEP = {
     f"{name}/{change}": Arm(encoder, STEP | extra)

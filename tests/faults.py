@@ -116,6 +116,18 @@ FAULTS = {
         "hidden_weight = hidden_weight * 1.0",
         STEP,
     ),
+    "weights by chunk never fade out": (
+        "train/jepa.py",
+        "max(0.0, 1 - step / (s.chunk_weight_until * s.total_steps))",
+        "1.0",
+        STEP,
+    ),
+    "a position as loud as it likes": (
+        "models/hnet/pos_enc.py",
+        "(1 + 2 * x.square().mean(-1, keepdim=True)).rsqrt()",
+        "1.0",
+        f"{MODELS}/test_hnet_vit.py",
+    ),
     "positions not centred in the variance": (
         "losses/vicregl.py",
         "torch.where(keep[..., None], z - mean, 0)",

@@ -48,13 +48,14 @@ class Weights:
 class JepaSettings:
     """What the step needs to know beside its modules.
 
-    target_layers: the target's latents are the mean of so many last layers (see ViT). per_chunk: a hidden cell weighs
-    1/size of its chunk (no difference for tubelets), so that what stands still for long does not outweigh what moves;
-    but what is hit then counts more than what is not, and "something passes here" becomes a good answer whenever and
-    whichever way it passes: direction is lost in long runs. ema: decay at the first and the last step. budgets: range
-    of the share of visible cells that is the budget on `budget_share` of the steps. region_share: share of steps on
-    which the online encoder joins places to regions (the target never does, and has no cap on its chunks: its latents
-    are those of single places). context_ramp: shares of the run between which the context loss comes in.
+    target_layers: the target's latents are the mean of so many last layers (see ViT). chunk_weight_until: a hidden
+    cell weighs (1/size of its chunk)^α, and α falls from 1 to 0 over this share of the run (no difference for
+    tubelets). At first what stands still for long then doesn't outweigh what moves, and motion is learned sooner. But
+    what is hit counts more than what isn't, and "something passes here" becomes a good answer whenever and whichever
+    way it passes: with such weights to the end, direction is lost again. ema: decay at the first and the last step.
+    budgets: range of the share of visible cells that is the budget on `budget_share` of the steps. region_share: share
+    of steps on which the online encoder joins places to regions (the target never does, and has no cap on its chunks:
+    its latents are those of single places). context_ramp: shares of the run between which the context loss comes in.
     """
 
     total_steps: int
@@ -63,7 +64,7 @@ class JepaSettings:
     weights: Weights = field(default_factory=Weights)
     target: Literal["grid", "chunk"] = "grid"
     target_layers: int = 1
-    per_chunk: bool = False
+    chunk_weight_until: float = 0.6
     energy: Kind = "l1"
     ema: tuple[float, float] = (0.99, 0.99)
     budgets: tuple[float, float] | None = None
@@ -109,7 +110,7 @@ class JepaPhase(Phase):
         with torch.no_grad():
             known = self._encode_target(video)
         online = self._encode(video, masks, step)
-        asked = self.questions(known, masks)
+        asked = self.questions(known, masks, step)
         hints = None if self.size_code is None else self.size_code(known.sizes.clamp_min(1e-3).log()[..., None])
         prediction = self.predictor(online.tokens, online.centroids, online.valid, asked.places, hints, asked.valid)
         terms = {"energy": energy_loss(prediction, asked.goal, asked.hidden_weight, self.settings.energy)}
@@ -145,11 +146,13 @@ class JepaPhase(Phase):
         cells = int((~masks.hidden[0]).sum())
         return max(1, round(cells * (low + (high - low) * where))), joined < s.region_share
 
-    def questions(self, known: Encoded, masks: Masks) -> Questions:
+    def questions(self, known: Encoded, masks: Masks, step: int) -> Questions:
         """What is asked of the predictor: cells of the grid, or whole chunks."""
         if self.settings.target == "chunk":
             return chunk_questions(known, masks)
-        return grid_questions(known, masks, bool(self.settings.weights.context), self.settings.per_chunk)
+        s = self.settings
+        power = max(0.0, 1 - step / (s.chunk_weight_until * s.total_steps)) if s.chunk_weight_until else 0.0
+        return grid_questions(known, masks, bool(s.weights.context), power)
 
     def _terms(
         self, batch: VideoBatch, video: Tensor, online: Encoded, masks: Masks, prediction: Tensor, asked: Questions

@@ -57,7 +57,11 @@ class PretrainConfig(Config):
     target_layers: int = Field(
         0, ge=0, description="the target is the mean of so many last layers; 0: all and the input"
     )
-    per_chunk: bool = Field(False, description="a hidden cell weighs 1/size of its chunk (hurt where it was measured)")
+    chunk_weight_until: float = Field(
+        0.6,
+        ge=0,
+        description="share of the run in which cells go from weighing 1/size of their chunk to alike",
+    )
     energy: Literal["l1", "smooth_l1", "l2", "cosine"] = "l1"
     future_share: float = Field(1.0, ge=0, le=1, description="share of steps that hide the future, else space tubes")
     horizon: int = Field(2, ge=0, description="hidden steps that are asked for; 0 all")
@@ -102,7 +106,7 @@ def build_phase(encoder: HNetViT | TubeletViT, config: PretrainConfig, seed: int
         weights=weights,
         target=c.target,
         target_layers=c.target_layers or layers,
-        per_chunk=c.per_chunk,
+        chunk_weight_until=c.chunk_weight_until,
         energy=c.energy,
         ema=c.ema,
         budgets=c.budgets,

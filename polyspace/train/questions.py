@@ -24,8 +24,9 @@ class Questions:
     valid: Tensor | None = None
 
 
-def grid_questions(known: Encoded, masks: Masks, context: bool, per_chunk: bool) -> Questions:
-    """The asked cells of each clip, and with `context` the visible ones behind them."""
+def grid_questions(known: Encoded, masks: Masks, context: bool, power: float) -> Questions:
+    """The asked cells of each clip, and with `context` the visible ones behind them. A cell of a chunk weighs
+    (1/size)^power: 0 alike, 1 as its share of the chunk."""
     device, grid = known.tokens.device, known.cells.grid
     index, valid = pack_visible(~masks.asked.flatten(1))
     hidden_weight, seen_weight = valid.float(), None
@@ -36,8 +37,8 @@ def grid_questions(known: Encoded, masks: Masks, context: bool, per_chunk: bool)
         seen_weight = torch.cat([torch.zeros_like(hidden_weight), near], 1).to(device)
         hidden_weight = torch.cat([hidden_weight, torch.zeros_like(near)], 1)
     index, hidden_weight = index.to(device), hidden_weight.to(device)
-    if per_chunk and known.chunks is not None:
-        share = _share(known, index)
+    if power and known.chunks is not None:
+        share = _share(known, index) ** power
         hidden_weight = hidden_weight * share
         seen_weight = None if seen_weight is None else seen_weight * share
     goal = take_rows(known.on_cells(), index).float()

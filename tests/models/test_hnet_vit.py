@@ -6,8 +6,10 @@ from polyspace.models.hnet import column_resnet
 from polyspace.models.hnet.column_resnet import CausalConv3d, ColumnResNet
 from polyspace.models.hnet.downsampler import LearnedAttentionPooling
 from polyspace.models.hnet.encoder import Cells, cell_coords, pack_visible
+from polyspace.models.hnet.pos_enc import ChunkPosition
 from polyspace.models.hnet.routing import SparseRouting
 from polyspace.models.hnet.sparse_attention import NativeSparseAttention
+from polyspace.models.layers import sincos_code
 from polyspace.models.vjepa.predictor import Predictor
 from polyspace.models.vjepa.vit import PRESETS, HNetViT, TubeletViT
 from polyspace.utils.flops import forward_flops
@@ -183,6 +185,23 @@ def test_renumbering_the_slots_leaves_the_grid_unchanged():
     shuffled = model.vit(x[:, order], ~e.valid[:, order])
     grid = e.chunks.assignment[:, :, order] @ shuffled
     assert torch.allclose(grid, e.on_grid(), atol=1e-5)
+
+
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 1e4])
+def test_the_learned_part_of_a_position_is_never_louder_than_its_code(scale):
+    position = ChunkPosition(32)
+    torch.nn.init.normal_(position.mlp.fc2.weight)
+    places, sizes = torch.rand(2, 5, 3) * 6, torch.rand(2, 5) * 6
+    facts = torch.cat([places / 8, sizes[..., None].log(), sizes[..., None] / 64], -1)
+    plain = position.mlp(facts) * scale
+    with torch.no_grad():
+        position.mlp.fc2.weight *= scale
+        position.mlp.fc2.bias *= scale
+    learned = position(places, sizes) - sincos_code(places, 32)
+    assert (learned.square().mean(-1) < 0.5 + 1e-4).all()
+    assert torch.nn.functional.cosine_similarity(learned, plain, dim=-1).min() > 0.999
+    if scale < 1e-2:
+        assert torch.allclose(learned, plain, rtol=1e-2, atol=1e-6)
 
 
 def test_every_parameter_gets_a_gradient():

@@ -122,15 +122,17 @@ def test_the_chunk_mode_asks_for_chunks_that_are_hidden_altogether():
     assert out.loss.isfinite() and out.metrics["energy"] > 0
     masks = p.settings.masks.draw(GRID, 0, 1, range(6))
     known = p._encode_target(b.video)
-    asked = p.questions(known, masks)
+    asked = p.questions(known, masks, 1)
     seen = (known.chunks.assignment * (~masks.hidden).flatten(1)[..., None]).sum(1)
     assert asked.valid.any() and not (asked.valid & (seen > 1e-6)).any() and not (asked.valid & ~known.valid).any()
     with pytest.raises(ValueError, match="chunk encoder"):
         phase("tubelet", target="chunk")
 
 
-@pytest.mark.parametrize(("per_chunk", "expected"), [(False, (2, 2, 2)), (True, (2, 1.2, 1 / 3))])
-def test_a_hidden_cell_weighs_alike_or_as_its_share_of_its_chunk(per_chunk, expected):
+@pytest.mark.parametrize(
+    ("power", "expected"), [(0.0, (2, 2, 2)), (1.0, (2, 1.2, 1 / 3)), (0.5, (2, 1 + 0.2**0.5, 2 / 6**0.5))]
+)
+def test_a_hidden_cell_weighs_alike_or_as_its_share_of_its_chunk(power, expected):
     """Two of six steps are asked for. Place 0 changes at every step, place 1 at the last one, the others never."""
     p = phase()
     steps, places = GRID[0], GRID[1] * GRID[2]
@@ -147,10 +149,27 @@ def test_a_hidden_cell_weighs_alike_or_as_its_share_of_its_chunk(per_chunk, expe
         changes["centroids"] = torch.zeros(*sizes.shape, 3)
         chunks = replace(known.chunks, assignment=chosen, **changes)
         known = replace(known, chunks=chunks, **changes)
-        asked = grid_questions(known, Masks(hidden, hidden, "future"), False, per_chunk)
+        asked = grid_questions(known, Masks(hidden, hidden, "future"), False, power)
     for place in range(places):
         weight = asked.hidden_weight[0][asked.index[0] % places == place]
         assert weight.sum().item() == pytest.approx(expected[min(place, 2)])
+
+
+@pytest.mark.parametrize(("until", "powers"), [(0.5, (1.0, 0.5, 0.0, 0.0)), (0.0, (0, 0, 0, 0)), (1e9, (1, 1, 1, 1))])
+def test_weights_by_chunk_fade_out(until, powers, monkeypatch):
+    given, p = [], phase(chunk_weight_until=until, total_steps=100)
+    with torch.no_grad():
+        known = p._encode_target(batch(1).video)
+    masks = p.settings.masks.draw(GRID, 0, 0, [0])
+
+    def spy(known, masks, context, power):
+        given.append(power)
+        return grid_questions(known, masks, context, power)
+
+    monkeypatch.setattr("polyspace.train.jepa.grid_questions", spy)
+    for step in (0, 25, 50, 99):
+        p.questions(known, masks, step)
+    assert given == pytest.approx(powers)
 
 
 def test_budgets_are_drawn_from_the_range():
@@ -231,7 +250,7 @@ def test_a_share_of_steps_sees_regions():
     assert seen == [1, columns]
 
 
-@pytest.mark.parametrize("changes", [{}, {"per_chunk": True}, {"energy": "smooth_l1"}, {"energy": "l2"}])
+@pytest.mark.parametrize("changes", [{}, {"chunk_weight_until": 1e9}, {"energy": "smooth_l1"}, {"energy": "l2"}])
 @pytest.mark.parametrize("share", [0.0, 1.0])
 def test_a_predictor_that_knows_only_the_place_has_no_skill(changes, share):
     """Skill is 0 for the best constant per place, whatever the energy, its weights and the masks."""
@@ -239,7 +258,7 @@ def test_a_predictor_that_knows_only_the_place_has_no_skill(changes, share):
     with torch.no_grad():
         known = p._encode_target(b.video)
         masks = p.settings.masks.draw(GRID, 0, 2, range(8))
-        asked = p.questions(known, masks)
+        asked = p.questions(known, masks, 2)
         grid = torch.nn.functional.layer_norm(known.on_grid(), (32,))
         constant = grid.mean(0) if changes.get("energy") == "l2" else grid.median(0).values
         p.predictor.forward = lambda *_: constant[asked.index]

@@ -27,7 +27,6 @@ PRESETS: dict[str, dict[str, Any]] = {
         dim=96,
         depth=4,
         heads=4,
-        cell_dim=64,
         conv_width=4,
         unit=8,
         cell_depth=0,

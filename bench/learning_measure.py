@@ -132,7 +132,8 @@ def flops(encoder: HNetViT | TubeletViT, video: Tensor) -> float:
 def chunk_measures(encoder: HNetViT, clips: MovingClips, count: int = 100) -> dict[str, float]:
     """Over held-out clips: Spearman(M, motion); chunks of a still clip against the busiest tenth; adjusted Rand index
     of chunks and objects (per pixel, ground included, a pixel is in its cell's chunk), beside that of as many equal
-    blocks of the grid. `*_cells`: the same per cell, which is what most of its pixels are."""
+    blocks of the grid. `*_cells`: the same per cell, which is what most of its pixels are; `ari_majority`: what cells
+    reach that are labelled so by the masks themselves."""
     video = clips.video[:count]
     e = encoder.encode(normalise(video))
     assert e.chunks is not None and clips.mask is not None
@@ -147,6 +148,7 @@ def chunk_measures(encoder: HNetViT, clips: MovingClips, count: int = 100) -> di
     out = {
         "spearman_motion": float(spearmanr(number, motion).statistic),
         "still_over_busy": (still.valid.sum(1).double().mean() / busy).item(),
+        "ari_majority": agreement(cells.squeeze(2), pixels),
     }
     ways: dict[str, tuple[int | None, bool]] = {"ari": (None, False), "ari_regions": (None, True)}
     for name, (budget, regions) in (ways | {f"ari_{k}": (k, False) for k in (24, 12)}).items():

@@ -16,6 +16,9 @@ HNET = {"arch": "hnet", "preset": "tiny"}
 VARIANCE: dict[str, Any] = {"variance_weight": 0.5, "covariance_weight": 0.02}
 NO_VARIANCE: dict[str, Any] = {"variance_weight": 0.0, "covariance_weight": 0.0}
 STEP: dict[str, Any] = {"batch": 4, "lr": 1e-3, "target_layers": 5} | VARIANCE  # targets from 4 layers and the input
+# what the sweep found best for each (docs/results/learning_sweep.json)
+TUBELET_STEP: dict[str, Any] = STEP | {"lr": 2e-3}
+HNET_STEP: dict[str, Any] = STEP | {"batch": 8}
 FIXED = (2, 1, 1)  # steps, rows, columns of a fixed block: 108 tokens, near what gates have chosen so far
 
 
@@ -44,37 +47,37 @@ class Arm:
 ARMS = {
     "random_hnet": Arm(HNET, None),
     "random_tubelet": Arm(TUBELET, None),
-    "tubelet_vjepa": Arm(TUBELET, STEP),
-    "hnet_vjepa": Arm(HNET, STEP),
-    "hnet_fixed": Arm(HNET | {"fixed": FIXED}, STEP, seeds=1),
+    "tubelet_vjepa": Arm(TUBELET, TUBELET_STEP),
+    "hnet_vjepa": Arm(HNET, HNET_STEP),
+    "hnet_fixed": Arm(HNET | {"fixed": FIXED}, HNET_STEP, seeds=1),
     "supervised": Arm(HNET, {}, supervised=True, seeds=1),
 }
 
 # for as many updates (--steps) of as many clips
-EQUAL_STEPS = {"tubelet_vjepa": Arm(TUBELET, STEP), "hnet_vjepa": Arm(HNET, STEP)}
+EQUAL_STEPS = {"tubelet_vjepa": Arm(TUBELET, TUBELET_STEP), "hnet_vjepa": Arm(HNET, STEP)}
 
 # one change each from hnet_vjepa
 ABLATIONS = {
-    "as_is": Arm(HNET, STEP),
-    "last_layer": Arm(HNET, STEP | {"target_layers": 1}),
-    "last_two_layers": Arm(HNET, STEP | {"target_layers": 2}),
-    "hard_assignment": Arm(HNET | {"soft": False}, STEP),
-    "mean_pooling": Arm(HNET | {"learned_pooling": False}, STEP),
-    "no_positions": Arm(HNET | {"positions": "none"}, STEP),
-    "no_variance": Arm(HNET, STEP | NO_VARIANCE),
-    "no_covariance": Arm(HNET, STEP | {"covariance_weight": 0.0}),
-    "no_ratio": Arm(HNET, STEP | {"ratio_weight": 0.0}),
-    "context_loss": Arm(HNET, STEP | {"context_weight": 0.5}),
-    "vicregl": Arm(HNET, STEP | {"vicregl_weight": 0.01}),
-    "half_tubes": Arm(HNET, STEP | {"future_share": 0.5}),
-    "tubes_only": Arm(HNET, STEP | {"future_share": 0.0}),
-    "chunk_targets": Arm(HNET, STEP | {"target": "chunk"}),
-    "cells_weigh_alike": Arm(HNET, STEP | {"chunk_weight_until": 0.0}),
-    "chunks_weigh_alike": Arm(HNET, STEP | {"chunk_weight_until": 1e9}),
-    "cap_36": Arm(HNET | {"max_chunks": 36}, STEP),
-    "fewer_chunks": Arm(HNET, STEP | {"cells_per_chunk": 10.0}),
-    "tubelet_stem": Arm(HNET | {"stem": "tubelet"}, STEP),
-    "cell_attention": Arm(HNET | {"cell_depth": 1}, STEP),
+    "as_is": Arm(HNET, HNET_STEP),
+    "last_layer": Arm(HNET, HNET_STEP | {"target_layers": 1}),
+    "last_two_layers": Arm(HNET, HNET_STEP | {"target_layers": 2}),
+    "hard_assignment": Arm(HNET | {"soft": False}, HNET_STEP),
+    "mean_pooling": Arm(HNET | {"learned_pooling": False}, HNET_STEP),
+    "no_positions": Arm(HNET | {"positions": "none"}, HNET_STEP),
+    "no_variance": Arm(HNET, HNET_STEP | NO_VARIANCE),
+    "no_covariance": Arm(HNET, HNET_STEP | {"covariance_weight": 0.0}),
+    "no_ratio": Arm(HNET, HNET_STEP | {"ratio_weight": 0.0}),
+    "context_loss": Arm(HNET, HNET_STEP | {"context_weight": 0.5}),
+    "vicregl": Arm(HNET, HNET_STEP | {"vicregl_weight": 0.01}),
+    "half_tubes": Arm(HNET, HNET_STEP | {"future_share": 0.5}),
+    "tubes_only": Arm(HNET, HNET_STEP | {"future_share": 0.0}),
+    "chunk_targets": Arm(HNET, HNET_STEP | {"target": "chunk"}),
+    "cells_weigh_alike": Arm(HNET, HNET_STEP | {"chunk_weight_until": 0.0}),
+    "chunks_weigh_alike": Arm(HNET, HNET_STEP | {"chunk_weight_until": 1e9}),
+    "cap_36": Arm(HNET | {"max_chunks": 36}, HNET_STEP),
+    "fewer_chunks": Arm(HNET, HNET_STEP | {"cells_per_chunk": 10.0}),
+    "tubelet_stem": Arm(HNET | {"stem": "tubelet"}, HNET_STEP),
+    "cell_attention": Arm(HNET | {"cell_depth": 1}, HNET_STEP),
 }
 
 # the same settings for both, chosen on the validation part

@@ -21,6 +21,7 @@ from polyspace.data.records import ClipRecord
 from polyspace.data.sampling import Sampling
 from polyspace.data.transforms import crop_at, normalize, resize, resized_shape
 from polyspace.data.video import VideoError
+from polyspace.utils.checkpoint_io import read_json, write_json
 from polyspace.utils.errors import UserError
 from polyspace.utils.log import warn
 from polyspace.utils.plan import Plan
@@ -71,15 +72,23 @@ class FileClips:
     """Video files, decoded by `workers` processes one update ahead (0: here, when asked for).
 
     A clip that can't be read is left out of its batch, reported once, and never replaced by another; more than
-    `max_failed` of all clips stop the run.
+    `max_failed` of all clips stop the run. With a file for `notes` that is so across restarts too.
     """
 
     def __init__(
-        self, records: Sequence[ClipRecord], plan: Plan, sampling: Sampling, workers: int = 0, max_failed: float = 0.05
+        self,
+        records: Sequence[ClipRecord],
+        plan: Plan,
+        sampling: Sampling,
+        workers: int = 0,
+        max_failed: float = 0.05,
+        notes: Path | None = None,
     ) -> None:
         self.records, self.plan, self.sampling = list(records), plan, sampling
-        self.max_failed = max_failed
+        self.max_failed, self.notes = max_failed, notes
         self.failed: dict[str, str] = {}
+        if notes is not None and notes.is_file():
+            self.failed |= read_json(notes, "list of unreadable clips")
         self._ahead: dict[int, Future[np.ndarray]] = {}
         self._pool = ProcessPoolExecutor(workers, get_context("spawn"), _ready_worker) if workers else None
 
@@ -145,6 +154,8 @@ class FileClips:
 
     def _note(self, record: ClipRecord, reason: str) -> None:
         self.failed[record.id] = reason
+        if self.notes is not None:
+            write_json(self.notes, self.failed)
         warn(f"{record.id} can't be read and is left out: {reason}")
         if len(self.failed) > self.max_failed * len(self.records):
             raise UserError(

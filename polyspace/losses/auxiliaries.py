@@ -1,10 +1,12 @@
-"""Auxiliary terms that steer the tokenizer: how many chunks, how sure, how evenly used. fp32 inside, scalars out."""
+"""Auxiliary terms that steer the tokenizer: how many chunks, how sure, how evenly used. fp32 inside (wider if
+the input is), scalars out."""
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
 from polyspace.utils.distrib import all_reduce_sum
+from polyspace.utils.misc import wide
 
 
 def ratio_loss(
@@ -16,22 +18,23 @@ def ratio_loss(
     """
     if ratio <= 1:
         raise ValueError(f"ratio must be above 1 (cells a chunk), not {ratio}")
-    p, use = prob.float(), valid.float()
-    sums = all_reduce_sum(torch.stack([(boundary.float() * use).sum(), (p * use).sum(), use.sum()]))
+    p = wide(prob)
+    use = valid.to(p.dtype)
+    sums = all_reduce_sum(torch.stack([(boundary * use).sum(), (p * use).sum(), use.sum()]))
     share, mean = sums[0] / sums[2].clamp_min(1), sums[1] / sums[2].clamp_min(1)
     return ratio / (ratio - 1) * ((ratio - 1) * share.detach() * mean + (1 - share.detach()) * (1 - mean))
 
 
 def entropy_loss(assignment: Float[Tensor, "B N M"], valid: Bool[Tensor, "B N"]) -> Float[Tensor, ""]:
     """Mean entropy in nats of the rows of an assignment over valid cells: 0 where each cell has one chunk."""
-    a = assignment.float()
+    a = wide(assignment)
     rows = -torch.special.xlogy(a, a.clamp_min(1e-9)).sum(-1)
     return torch.where(valid, rows, 0).sum() / valid.sum().clamp_min(1)
 
 
 def boundary_loss(prob: Float[Tensor, "*N"], valid: Bool[Tensor, "*N"]) -> Float[Tensor, ""]:
     """Mean of 4·p·(1 − p) over valid cells: 1 where every decision is a coin's, 0 where all are sure."""
-    p = prob.float()
+    p = wide(prob)
     return torch.where(valid, 4 * p * (1 - p), 0).sum() / valid.sum().clamp_min(1)
 
 
@@ -39,6 +42,6 @@ def balance_loss(usage: Float[Tensor, "B K"], coverage: Float[Tensor, "B K"]) ->
     """KL(usage ‖ coverage) of batch sums over all ranks, each normalised to 1: prototypes or slots are used as much as
     what they cover asks for. `coverage` is what equal treatment of this input would give (uniform is wrong under
     masks). 0 where they agree."""
-    sums = all_reduce_sum(torch.stack([usage.float().sum(0), coverage.float().sum(0)]))
+    sums = all_reduce_sum(torch.stack([wide(usage).sum(0), wide(coverage).sum(0)]))
     p, q = (s / s.sum().clamp_min(1e-12) for s in sums)
     return torch.special.xlogy(p, p.clamp_min(1e-12) / q.clamp_min(1e-12)).sum()

@@ -6,6 +6,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from polyspace.utils.distrib import all_gather_cat
+from polyspace.utils.misc import full_precision, wide
 
 
 def nt_xent_loss(a: Float[Tensor, "n d"], b: Float[Tensor, "n d"], temperature: float = 0.1) -> Float[Tensor, ""]:
@@ -16,11 +17,11 @@ def nt_xent_loss(a: Float[Tensor, "n d"], b: Float[Tensor, "n d"], temperature: 
     """
     if a.shape != b.shape:
         raise ValueError(f"the two views need one shape, got {tuple(a.shape)} and {tuple(b.shape)}")
-    wide = torch.promote_types(a.dtype, torch.float32)
-    a, b = (all_gather_cat(F.normalize(x.to(wide), dim=-1)) for x in (a, b))
+    a, b = (all_gather_cat(F.normalize(wide(x), dim=-1)) for x in (a, b))
     n = a.shape[0]
     z = torch.cat([a, b])
-    logits = z @ z.T / temperature
-    logits = logits.masked_fill(torch.eye(2 * n, dtype=torch.bool, device=z.device), float("-inf"))
     target = torch.arange(2 * n, device=z.device).roll(n)
-    return F.cross_entropy(logits, target)
+    with full_precision(z):
+        logits = z @ z.T / temperature
+        logits = logits.masked_fill(torch.eye(2 * n, dtype=torch.bool, device=z.device), float("-inf"))
+        return F.cross_entropy(logits, target)

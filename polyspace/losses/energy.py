@@ -39,13 +39,15 @@ def energy_loss(
 ) -> Float[Tensor, ""]:
     """Weighted mean of the energies of items with weight > 0; y is a constant (no gradient goes into the target).
 
-    Items of weight 0 may hold anything, NaN too. Without any weight the loss is 0.
+    Items of weight 0 may hold anything, NaN too, and get no gradient. Without any weight the loss is 0.
     """
-    e = energy(x, y.detach(), kind)
+    y = y.detach()
     if weight is None:
-        return e.mean()
+        return energy(x, y, kind).mean()
+    used = (weight > 0)[..., None]
+    e = energy(torch.where(used, x, 0), torch.where(used, y, 0), kind)
     w = weight.to(e.dtype)
-    return (torch.where(w > 0, e, 0) * w).sum() / w.sum().clamp_min(1e-12)
+    return (e * w).sum() / w.sum().clamp_min(1e-12)
 
 
 def aligned_energy_loss(

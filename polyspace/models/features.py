@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
@@ -36,5 +37,5 @@ class Features:
     def num_chunks(self) -> Tensor:
         """Real tokens per clip (B,)."""
         if self.valid is None:
-            return self.tokens.new_full((len(self.tokens),), self.tokens.shape[1]).long()
+            return torch.full((len(self.tokens),), self.tokens.shape[1], device=self.tokens.device)
         return self.valid.sum(1)

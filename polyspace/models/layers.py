@@ -11,14 +11,15 @@ from torch import Tensor, nn
 def sincos_code(coords: Float[Tensor, "*N 3"], dim: int, base: float = 10000.0) -> Float[Tensor, "*N D"]:
     """Continuous 3-D sin-cos code of (time, row, column) in base-cell units, fractions allowed.
 
-    A quarter of the width goes to time, the rest to row and column alike. Equal coordinates have equal codes whether
-    they are a grid cell's, a chunk's centroid or a query's: a predictor can then extrapolate from one to the other.
+    About a quarter of the width goes to time, the rest to row and column alike. Equal coordinates have equal codes
+    whether they are a grid cell's, a chunk's centroid or a query's: a predictor can then extrapolate from one to the
+    other.
     """
     if dim % 8:
         raise ValueError(f"the width of a position code must be a multiple of 8, not {dim}")
-    time = dim // 4 // 2 * 2
+    side = 3 * dim // 8 // 2 * 2
     parts = []
-    for axis, width in enumerate((time, (dim - time) // 2, (dim - time) // 2)):
+    for axis, width in enumerate((dim - 2 * side, side, side)):
         rate = base ** (-torch.arange(width // 2, device=coords.device, dtype=torch.float32) / (width // 2))
         angle = coords[..., axis : axis + 1].float() * rate
         parts += [angle.sin(), angle.cos()]

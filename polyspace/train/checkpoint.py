@@ -55,7 +55,7 @@ def save_checkpoint(folder: Path, step: int, model: nn.Module, trainer: dict[str
     sums = {name: sha256_file(place / name) for name in ("model.safetensors", "trainer.pt")}
     write_json(place / "checksums.json", sums)
     write_text(folder / "latest", place.name + "\n")
-    for old in sorted(folder.glob("step_*"))[:-KEEP]:
+    for old in sorted(folder.glob("step_*"), key=lambda kept: int(kept.name.removeprefix("step_")))[:-KEEP]:
         shutil.rmtree(old, ignore_errors=True)
 
 

@@ -19,26 +19,26 @@ class EncoderConfig(Config):
         "hnet", description="chunks of the encoder's own choice, or plain tubelets"
     )
     preset: str = Field("tiny", description="tiny, small, base or large; the other keys override it")
-    dim: int | None = None
-    depth: int | None = None
-    heads: int | None = None
-    unit: int | None = None
-    unit_frames: int | None = None
-    cell_dim: int | None = None
-    cell_depth: int | None = None
-    conv_width: int | None = None
-    conv_blocks: tuple[int, ...] | None = None
-    stem: Literal["resnet", "tubelet"] | None = None
-    soft: bool | None = None
-    fixed: tuple[int, int, int] | None = None
+    dim: int | None = Field(None, ge=8, description="width of the ViT")
+    depth: int | None = Field(None, ge=1, description="blocks of the ViT")
+    heads: int | None = Field(None, ge=1, description="heads of the ViT")
+    unit: int | None = Field(None, ge=1, description="pixels a side of a cell")
+    unit_frames: int | None = Field(None, ge=1, description="frames of a cell")
+    cell_dim: int | None = Field(None, ge=8, description="width of cells before they are pooled; by default the ViT's")
+    cell_depth: int | None = Field(None, ge=0, description="blocks of native sparse attention among cells")
+    conv_width: int | None = Field(None, ge=1, description="channels of the ResNet's first stage")
+    conv_blocks: tuple[int, ...] | None = Field(None, description="residual units of the ResNet's stages")
+    stem: Literal["resnet", "tubelet"] | None = Field(None, description="3-D ResNet, or one linear map")
+    soft: bool | None = Field(None, description="assignments by the gate's probabilities, else hard")
+    fixed: tuple[int, int, int] | None = Field(None, description="steps, rows, columns of equal blocks; no gate")
     regions: bool | None = Field(None, description="alike neighbours share a chunk, when the encoder is used")
     overlap: float | None = Field(None, ge=0, le=1, description="share of steps that joining runs have in common")
-    learned_pooling: bool | None = None
-    learned_selection: bool | None = None
-    positions: Literal["adaptive", "centroid", "none"] | None = None
-    max_chunks: int | None = None
-    recompute: bool | None = None
-    groups: int | None = None
+    learned_pooling: bool | None = Field(None, description="a query pools a chunk's cells, else their mean")
+    learned_selection: bool | None = Field(None, description="a learned score decides which chunks a budget keeps")
+    positions: Literal["adaptive", "centroid", "none"] | None = Field(None, description="what tells a chunk's place")
+    max_chunks: int | None = Field(None, ge=1, description="tokens a clip where the content decides")
+    recompute: bool | None = Field(None, description="activations again in the backward pass: less memory")
+    groups: int | None = Field(None, ge=1, description="parts of a batch, by length, each padded to its own longest")
 
 
 def build_encoder(config: EncoderConfig) -> HNetViT | TubeletViT:

@@ -98,8 +98,6 @@ def fit(
             lr = warmup_cosine(step, settings.steps, settings.lr, settings.warmup_ratio)
             done = step + 1
             output, bad = _update(engine, batches, lr, bad, settings, f"{name}: step {step}", folder)
-            if output is not None:
-                engine.phase.after_update(done)
             last = done == settings.steps
             if output is not None and (done % settings.log_every == 0 or last):
                 metrics = {"step": done, "loss": output.loss.item(), "lr": lr}
@@ -122,12 +120,16 @@ def fit(
 def _update(
     engine: Engine, batches: list[VideoBatch], lr: float, bad: int, settings: FitSettings, where: str, folder: Path
 ) -> tuple[StepOutput | None, int]:
-    """One update, or a warning where there is nothing to learn from; its output and the bad steps in a row."""
+    """One update, or a warning where there is nothing to learn from or it isn't finite (no output then); its output
+    and the bad steps in a row."""
     if not batches:
         warn(f"{where}: none of its {settings.batch} items can be had, update skipped")
         return None, bad
     output, sound = engine.update(batches, lr)
-    return output, 0 if sound else _tolerate(bad + 1, settings.max_bad_steps, where, folder)
+    if not sound:
+        return None, _tolerate(bad + 1, settings.max_bad_steps, where, folder)
+    engine.phase.after_update(batches[0].place[0])
+    return output, 0
 
 
 def _warn_once(alarm: str | None, alarmed: bool, where: str) -> bool:

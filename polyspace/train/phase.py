@@ -23,7 +23,7 @@ class Phase(nn.Module):
         raise NotImplementedError
 
     def after_update(self, step: int) -> None:
-        """Called after every update with the number of updates made, e.g. for a moving average."""
+        """Called after every update that was made, with its number (0 … steps − 1), e.g. for a moving average."""
 
     def evaluate(self, step: int) -> dict[str, Any]:
         """Called every `eval_every` updates in eval mode without gradients; returns numbers to log."""

@@ -2,16 +2,17 @@
 
 import json
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from polyspace.config import Config
 from polyspace.data import build_dataset
 from polyspace.data.clip_source import ClipSource, FileClips, MemoryClips
 from polyspace.data.moving import moving_clips
 from polyspace.data.sampling import Sampling
+from polyspace.models.hnet.encoder import grid_of
 from polyspace.models.vjepa.predictor import Predictor
 from polyspace.models.vjepa.vit import HNetViT, TubeletViT
 from polyspace.report.chunk_figures import Look, write_pictures
@@ -26,6 +27,9 @@ from polyspace.utils.errors import UserError
 from polyspace.utils.flops import num_params
 from polyspace.utils.log import say
 from polyspace.utils.plan import Plan
+
+Share = Annotated[float, Field(ge=0, le=1)]
+Part = Annotated[float, Field(gt=0, le=1)]
 
 
 class DataConfig(Config):
@@ -44,15 +48,15 @@ class PretrainConfig(Config):
     steps: int = Field(7000, ge=1, description="updates")
     batch: int = Field(4, ge=1, description="clips an update")
     accumulate: int = Field(1, ge=1, description="micro-batches an update")
-    lr: float = Field(1e-3, gt=0)
-    weight_decay: float = Field(0.04, ge=0)
-    warmup: float = Field(0.05, ge=0, le=1, description="share of the steps")
-    clip_norm: float = Field(1.0, gt=0)
+    lr: float = Field(1e-3, gt=0, description="highest learning rate of AdamW")
+    weight_decay: float = Field(0.04, ge=0, description="of matrices")
+    warmup: Share = Field(0.05, description="share of the steps over which the rate rises")
+    clip_norm: float = Field(1.0, gt=0, description="highest norm of the gradient")
     amp: bool = Field(False, description="bf16 autocast")
-    ema: tuple[float, float] = Field((0.99, 0.99), description="decay of the target at the first and the last step")
-    predictor_width: int = Field(64, ge=8)
-    predictor_depth: int = Field(2, ge=1)
-    predictor_heads: int = Field(4, ge=1)
+    ema: tuple[Share, Share] = Field((0.99, 0.99), description="decay of the target at the first and the last step")
+    predictor_width: int = Field(64, ge=8, description="dims of the predictor's tokens")
+    predictor_depth: int = Field(2, ge=1, description="blocks of the predictor")
+    predictor_heads: int = Field(4, ge=1, description="heads of the predictor")
     target: Literal["grid", "chunk"] = Field("grid", description="latents on the grid, or whole hidden chunks")
     target_layers: int = Field(
         0, ge=0, description="the target is the mean of so many last layers; 0: all and the input"
@@ -62,25 +66,35 @@ class PretrainConfig(Config):
         ge=0,
         description="share of the run in which cells go from weighing 1/size of their chunk to alike",
     )
-    energy: Literal["l1", "smooth_l1", "l2", "cosine"] = "l1"
-    future_share: float = Field(1.0, ge=0, le=1, description="share of steps that hide the future, else space tubes")
+    energy: Literal["l1", "smooth_l1", "l2", "cosine"] = Field("l1", description="how far predictions are from targets")
+    future_share: Share = Field(1.0, description="share of steps that hide the future, else space tubes")
     horizon: int = Field(2, ge=0, description="hidden steps that are asked for; 0 all")
-    tube_ratios: tuple[float, ...] = (0.75, 0.9)
-    block_scale: float = Field(0.15, ge=0, le=1)
-    context_weight: float = Field(0.0, ge=0)
-    variance_weight: float = Field(0.5, ge=0)
-    covariance_weight: float = Field(0.02, ge=0)
-    vicregl_weight: float = Field(0.0, ge=0)
-    ratio_weight: float = Field(0.03, ge=0)
-    entropy_weight: float = Field(0.0, ge=0)
-    boundary_weight: float = Field(0.0, ge=0)
+    tube_ratios: tuple[Part, ...] = Field(
+        (0.75, 0.9), min_length=1, description="shares of the columns that tubes hide"
+    )
+    block_scale: Share = Field(0.15, description="area of a tube's blocks, share of the frame; 0 single columns")
+    context_weight: float = Field(0.0, ge=0, description="of the energy of visible cells")
+    variance_weight: float = Field(0.5, ge=0, description="of VICReg's variance term, per position")
+    covariance_weight: float = Field(0.02, ge=0, description="of VICReg's covariance term, per position")
+    vicregl_weight: float = Field(0.0, ge=0, description="of VICRegL between two masked views (a second forward)")
+    ratio_weight: float = Field(0.03, ge=0, description="of the loss that steers the share of boundaries")
+    entropy_weight: float = Field(0.0, ge=0, description="of the entropy of assignments")
+    boundary_weight: float = Field(0.0, ge=0, description="of the doubt of boundary decisions")
     cells_per_chunk: float = Field(5.0, gt=1, description="what the ratio loss steers judged cells to")
-    budgets: tuple[float, float] | None = Field(None, description="range of budgets trained for, share of the cells")
-    budget_share: float = Field(0.5, ge=0, le=1, description="share of steps with a budget")
-    region_share: float = Field(0.0, ge=0, le=1, description="share of steps on regions (hurt where it was measured)")
+    budgets: tuple[Part, Part] | None = Field(None, description="range of budgets trained for, share of the cells")
+    budget_share: Share = Field(0.5, description="share of steps with a budget")
+    region_share: Share = Field(0.0, description="share of steps on regions (hurt where it was measured)")
     save_every: int = Field(200, ge=1)
     log_every: int = Field(10, ge=1)
     max_bad_steps: int = Field(5, ge=1, description="non-finite steps in a row that stop the run")
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> "PretrainConfig":
+        if self.batch % self.accumulate:
+            raise ValueError(f"a batch of {self.batch} does not divide into {self.accumulate} micro-batches")
+        if self.budgets is not None and self.budgets[0] > self.budgets[1]:
+            raise ValueError(f"budgets {self.budgets}: the lower share comes first")
+        return self
 
 
 def build_phase(encoder: HNetViT | TubeletViT, config: PretrainConfig, seed: int) -> JepaPhase:
@@ -144,8 +158,18 @@ def fit_settings(config: PretrainConfig, seed: int) -> FitSettings:
     )
 
 
-def build_source(config: DataConfig, seed: int) -> tuple[ClipSource, dict[str, Any]]:
-    """Clips and what the manifest says about them."""
+def check_clips(config: DataConfig, encoder: HNetViT | TubeletViT) -> None:
+    """UserError where the encoder can't cut such clips into cells."""
+    try:
+        grid_of(
+            torch.empty(1, config.frames, config.size, config.size, 3, device="meta"), encoder.unit, encoder.unit_frames
+        )
+    except ValueError as error:
+        raise UserError(f"data: {error}") from error
+
+
+def build_source(config: DataConfig, seed: int, folder: Path) -> tuple[ClipSource, dict[str, Any]]:
+    """Clips and what the manifest says about them; what can't be read is noted in `folder`."""
     if config.dataset == "generated":
         try:
             clips = moving_clips(config.clips, seed, frames=config.frames, size=config.size)
@@ -163,7 +187,8 @@ def build_source(config: DataConfig, seed: int) -> tuple[ClipSource, dict[str, A
         std=(0.229, 0.224, 0.225),
         source="pretrain",
     )
-    source = FileClips(found.records, plan, Sampling.parse(config.sampling), config.workers, config.max_failed)
+    sampling, notes = Sampling.parse(config.sampling), folder / "failed.json"
+    source = FileClips(found.records, plan, sampling, config.workers, config.max_failed, notes)
     about: dict[str, Any] = {"dataset": config.dataset, "split": config.split, "clips": len(found.records)}
     ids = sha256_json([record.id for record in found.records])
     return source, about | {"missing": len(found.missing), "clip_ids_sha256": ids}
@@ -188,7 +213,8 @@ def run_pretrain(config: Any, folder: Path, device: torch.device) -> dict[str, A
     encoder = build_encoder(config.encoder)
     c: PretrainConfig = config.pretrain
     phase = build_phase(encoder, c, config.seed)
-    source, about = build_source(config.data, config.seed)
+    check_clips(config.data, encoder)
+    source, about = build_source(config.data, config.seed, folder)
     say(f"pretrain: {about['clips']} clips ({about['dataset']}), {num_params(encoder) / 1e6:.2f} M parameters")
     engine = PlainEngine(phase, build_adamw(phase, c.lr, c.weight_decay), device, c.clip_norm)
     data = config.data.model_dump(mode="json", exclude={"workers", "max_failed"})

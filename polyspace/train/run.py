@@ -82,7 +82,7 @@ def run(config: RunConfig) -> dict[str, Any]:
 
 
 def _intact(done: dict[str, Any]) -> bool:
-    """The phase's checkpoint and result are still there, bit for bit."""
+    """The phase's checkpoint is still there, and its result bit for bit."""
     files = [Path(file) for file in done["sha256"]]
     whole = all(file.is_file() and sha256_file(file) == done["sha256"][str(file)] for file in files)
     return Path(done["checkpoint"]).is_dir() and whole

@@ -8,7 +8,10 @@ from torch import Tensor
 def effective_rank(x: Float[Tensor, "N D"]) -> Float[Tensor, ""]:
     """exp of the entropy of the normalised singular values of the centred rows: 1 … min(N − 1, D).
 
-    Roy & Vetterli, The effective rank (2007); RankMe, arXiv 2210.02885 (there without centring)."""
+    NaN where x is not finite. Roy & Vetterli, The effective rank (2007); RankMe, arXiv 2210.02885 (there without
+    centring)."""
+    if not bool(x.isfinite().all()):
+        return x.new_tensor(float("nan"), dtype=torch.float32)
     s = torch.linalg.svdvals((x - x.mean(0)).float())
     p = s / s.sum().clamp_min(1e-12)
     return (-torch.special.xlogy(p, p.clamp_min(1e-12)).sum()).exp()

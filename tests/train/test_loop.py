@@ -41,7 +41,7 @@ class Toy(Phase):
 
     def after_update(self, step: int) -> None:
         self.average.lerp_(self.net[0].weight.detach(), 0.1)
-        if self.stop_at == step:
+        if self.stop_at == step + 1:
             raise RuntimeError("stopped")
 
     def evaluate(self, step: int) -> dict:
@@ -159,7 +159,7 @@ from test_loop import Toy, train, SETTINGS
 class Slow(Toy):
     def after_update(self, step):
         super().after_update(step)
-        if step == 5: os.kill(os.getpid(), signal.SIGTERM)
+        if step == 4: os.kill(os.getpid(), signal.SIGTERM)
 try:
     train(Slow(), __import__('pathlib').Path({str(tmp_path)!r}))
 except KeyboardInterrupt:

@@ -23,7 +23,13 @@ class BlockLayout:
 
 @lru_cache(maxsize=16)
 def block_layout(grid: Grid, block: Grid, reach: int) -> BlockLayout:
-    """Layout of a grid (t,h,w), cells in that order; the halo reaches `reach` cells beyond a block's faces."""
+    """Layout of a grid (t,h,w), cells in that order; the halo reaches `reach` cells beyond a block's faces. On the CPU,
+    whatever the default device: it is made once."""
+    with torch.device("cpu"):
+        return _layout(grid, block, reach)
+
+
+def _layout(grid: Grid, block: Grid, reach: int) -> BlockLayout:
     t, h, w = grid
     counts = [-(-n // b) for n, b in zip(grid, block, strict=True)]
     cells = torch.stack(torch.meshgrid(torch.arange(t), torch.arange(h), torch.arange(w), indexing="ij"), -1)

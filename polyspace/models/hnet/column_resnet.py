@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from polyspace.models.hnet.encoder import Cells, cut_cells, grid_of, take_rows, visible_cells
+from polyspace.models.hnet.encoder import Cells, cut_cells, grid_of, visible_cells, visible_pixels
 from polyspace.utils.misc import full_precision
 
 # Maps of up to so many values a frame are convolved by one matrix product: faster for tiny maps than a convolution.
@@ -123,7 +123,7 @@ class ColumnResNet(nn.Module):
         t, h, w = grid
         index, valid = visible_cells(video, hidden, grid)
         pixels = cut_cells(video, self.unit, self.unit_frames)
-        flat = pixels if hidden is None else take_rows(pixels, index)
+        flat = pixels if hidden is None else visible_pixels(pixels, index, valid)
         x = self.pixels(flat)
         columns = pixels.view(len(video), t, h * w, -1).transpose(1, 2).flatten(0, 1)  # (B·h·w, t, P)
         row = None

@@ -9,7 +9,9 @@ from torch import Tensor, nn
 
 from polyspace.models.hnet.encoder import Cells, take_rows
 from polyspace.models.hnet.routing import Routing
-from polyspace.utils.misc import full_precision
+from polyspace.utils.misc import full_precision, wide
+
+FARTHEST = 20.0  # a cell's logit counts as at most so far below the clip's highest, so that no chunk's weights vanish
 
 
 @dataclass(frozen=True)
@@ -87,21 +89,22 @@ class LearnedAttentionPooling(nn.Module):
     ) -> Float[Tensor, "B M D"]:
         weight = torch.ones(*fine.shape[:2], self.heads, dtype=fine.dtype, device=fine.device)
         if self.query is not None:
-            score = self.query(fine)
-            weight = (score - score.amax(1, keepdim=True).detach()).exp()
+            score = wide(self.query(fine)).masked_fill(~(assignment > 0).any(2, keepdim=True), float("-inf"))
+            below = score - score.amax(1, keepdim=True).detach().nan_to_num(neginf=0.0)
+            weight = below.clamp_min(-FARTHEST).exp().to(fine.dtype)
         if saliency is not None:
             weight = weight * saliency.to(weight.dtype)[..., None]
         weighted = fine.unflatten(-1, (self.heads, -1)) * weight[..., None]
         a = assignment.to(fine.dtype).transpose(1, 2)  # (B,M,V)
-        total = (a @ weight).clamp_min(1e-12)
+        total = (a @ weight).clamp_min(torch.finfo(a.dtype).tiny)
         return ((a @ weighted.flatten(2)).unflatten(-1, (self.heads, -1)) / total[..., None]).flatten(2)
 
     def merge(
         self, cells: Cells, routing: Routing, assignment: Float[Tensor, "B V M"], num_chunks: int
     ) -> tuple[Float[Tensor, "B M S"], Bool[Tensor, "B S"]]:
         """Slots -> kept slots: kept ones map to themselves, the others to the `neighbours` nearest kept ones with
-        weights softmax(cos(z_r, z_k)/temperature − pull·distance²): z means of the cells' own features,
-        distance in cells between centroids (a k-NN graph)."""
+        weights softmax(cos(z_r, z_k)/temperature − pull·distance² + log σ(score_k)): z means of the cells' own
+        features, distance in cells between centroids (a k-NN graph), the last term with a learned score only."""
         mass, place = self.places(cells, assignment)
         with full_precision(assignment):
             mean = assignment.transpose(1, 2) @ cells.x.to(assignment.dtype) / mass.clamp_min(1e-6)[..., None]
@@ -113,15 +116,14 @@ class LearnedAttentionPooling(nn.Module):
         kept_valid = routing.valid.gather(1, kept)
         logits = z @ take_rows(z, kept).transpose(1, 2) / self.temperature
         distance = torch.cdist(place.float(), take_rows(place, kept).float()).square()
-        if self.score is not None:  # a straight-through gate lets the score learn
+        if self.score is not None:  # this is what the score learns from
             logits = logits + F.logsigmoid(score.gather(1, kept))[:, None]
         logits = (logits - self.pull * distance).masked_fill(~kept_valid[:, None], float("-inf"))
         near = distance.masked_fill(~kept_valid[:, None], float("inf"))
         bound = near.topk(min(self.neighbours, num_chunks), dim=-1, largest=False).values[..., -1:]
-        bound = torch.where(bound.isinf(), near.amax(-1, keepdim=True), bound)
         weights = logits.masked_fill(near > bound, float("-inf")).softmax(-1)
         weights = torch.where(kept_valid[:, None], weights, 0).nan_to_num(0)
-        own = torch.zeros_like(weights).scatter(1, kept[:, None], 0)
+        own = torch.zeros_like(weights)
         slot = torch.arange(num_chunks, device=kept.device).expand_as(kept)
         own[torch.arange(len(kept), device=kept.device)[:, None], kept, slot] = 1
         is_kept = torch.zeros_like(routing.valid).scatter(1, kept, kept_valid)

@@ -50,8 +50,12 @@ def pack_visible(hidden: Bool[Tensor, "B N"]) -> tuple[Int[Tensor, "B V"], Bool[
     return torch.where(valid, order, 0), valid
 
 
-def expand_hidden(hidden: Bool[Tensor, "B *t h w"], grid: Grid) -> Bool[Tensor, "B N"]:
-    """A mask over units (B,h,w) or over cells (B,t,h,w) -> flat cells (B,t·h·w)."""
+def expand_hidden(hidden: Bool[Tensor, "B *t h w"], grid: Grid, clips: int) -> Bool[Tensor, "B N"]:
+    """A mask over units (B,h,w) or over cells (B,t,h,w) of so many clips -> flat cells (B,t·h·w)."""
+    if hidden.dtype != torch.bool:
+        raise ValueError(f"hidden must be bool, True = not to be seen; it is {hidden.dtype}")
+    if len(hidden) != clips:
+        raise ValueError(f"hidden has {len(hidden)} clips, the video has {clips}")
     if tuple(hidden.shape[1:]) == grid[1:]:
         hidden = hidden[:, None].expand(-1, grid[0], -1, -1)
     if tuple(hidden.shape[1:]) != grid:
@@ -60,9 +64,11 @@ def expand_hidden(hidden: Bool[Tensor, "B *t h w"], grid: Grid) -> Bool[Tensor, 
 
 
 def grid_of(video: Float[Tensor, "B T H W 3"], unit: int, unit_frames: int) -> Grid:
-    """The base grid of a clip; its sizes must be multiples of the unit's."""
+    """The base grid of a clip; its sizes must be multiples of the unit's, and above 0."""
     _, t, h, w, _ = video.shape
-    if t % unit_frames or h % unit or w % unit:
+    if not len(video):
+        raise ValueError("a batch without a clip")
+    if not t * h * w or t % unit_frames or h % unit or w % unit:
         raise ValueError(f"a clip of {t}×{h}×{w} does not divide into units of {unit_frames} frames × {unit}² pixels")
     return t // unit_frames, h // unit, w // unit
 
@@ -79,6 +85,13 @@ def take_rows(x: Float[Tensor, "B N D"], index: Int[Tensor, "B V"]) -> Float[Ten
     return x.gather(1, index[..., None].expand(-1, -1, x.shape[-1]))
 
 
+def visible_pixels(
+    pixels: Float[Tensor, "B N P"], index: Int[Tensor, "B V"], valid: Bool[Tensor, "B V"]
+) -> Float[Tensor, "B V P"]:
+    """Pixels of the visible cells, 0 in rows without one: not even a gradient sees what is hidden, were it NaN."""
+    return torch.where(valid[..., None], take_rows(pixels, index), 0)
+
+
 class TubeletStem(nn.Module):
     """One linear map of a cell's pixels: the embedding of the tubelet baseline (a strided 3-D convolution)."""
 
@@ -91,7 +104,7 @@ class TubeletStem(nn.Module):
         grid = grid_of(video, self.unit, self.unit_frames)
         index, valid = visible_cells(video, hidden, grid)
         pixels = cut_cells(video, self.unit, self.unit_frames)
-        x = self.project(pixels if hidden is None else take_rows(pixels, index))
+        x = self.project(pixels if hidden is None else visible_pixels(pixels, index, valid))
         return Cells(torch.where(valid[..., None], x, 0), index, valid, grid)
 
 

@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from polyspace.models.hnet.encoder import take_rows
 from polyspace.utils.misc import full_precision, wide
 
+HIGHEST = 0.98  # of the threshold; identical frames have likeness 1
+
 
 class BoundaryGate(nn.Module):
     """p = σ((θ − cos(W before, W now)) / temperature) of a place's features: the probability that a new chunk begins.
@@ -18,7 +20,8 @@ class BoundaryGate(nn.Module):
     clip of one repeated frame is cut too. W is affine, random orthogonal at first; its constant part of `contrast`
     makes places of weak features (plain ground) alike whatever their noise. The threshold θ is learned: the ratio loss
     can steer the share of boundaries without turning W. H-Net's own form is p = (1 − cos)/2 with a map for each side
-    (arXiv 2507.07955, equation 4).
+    (arXiv 2507.07955, equation 4). θ counts up to
+    `HIGHEST` only, so that identical frames are never cut, however few chunks or many the ratio loss asks for.
     """
 
     def __init__(self, dim: int, threshold: float = 0.8, temperature: float = 0.1, contrast: float = 0.3) -> None:
@@ -35,7 +38,13 @@ class BoundaryGate(nn.Module):
             return Likeness(F.normalize(code, dim=-1, eps=1e-6))
 
     def prob(self, alike: Float[Tensor, "B V"]) -> Float[Tensor, "B V"]:
-        return ((wide(self.threshold) - alike) / self.temperature).sigmoid()
+        return ((self.bound - alike) / self.temperature).sigmoid()
+
+    @property
+    def bound(self) -> Float[Tensor, ""]:
+        """θ, at most `HIGHEST`, with θ's gradient above that too, so that it finds its way back."""
+        theta = wide(self.threshold)
+        return theta - (theta - HIGHEST).clamp_min(0).detach()
 
 
 @dataclass(frozen=True)

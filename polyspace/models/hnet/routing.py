@@ -107,7 +107,7 @@ class SparseRouting(nn.Module):
             with torch.no_grad():
                 overlap = self.overlap if regions else None
                 edges = touching(cells, find, likeness, run, before, cut & judged, counts, overlap)
-                region = join(edges, counts, int(counts.max()), self.gate.threshold, least, most)
+                region = join(edges, counts, int(counts.max()), self.gate.bound, least, most)
                 region, counts = renumber(region, counts)
             run, earlier = region.gather(1, run), region.gather(1, earlier)
         valid = torch.arange(int(counts.max()), device=run.device) < counts[:, None]

@@ -60,6 +60,8 @@ class ViT(nn.Module):
     ) -> Float[Tensor, "B M D"]:
         """The last layer, normed; with `layers` > 1 the mean of so many last ones (the input counts as the first), each
         normalised without affine: what data2vec asks for (arXiv 2202.03555, section 3.3)."""
+        if layers < 1:
+            raise ValueError(f"layers must be at least 1, not {layers}")
         if key_padding_mask is None or not bool(key_padding_mask.any()):
             return self._run(x, None, layers)
         if self.groups == 1 or len(x) < 2 * self.groups:
@@ -154,10 +156,10 @@ class HNetViT(nn.Module):
 
     `forward(video, hidden=None, num_chunks=None, regions=None)`: video (B,T,H,W,3) normalised; hidden bool
     (B,H/u,W/u) for whole columns or (B,T/τ,H/u,W/u), True = not to be seen, u = `unit` pixels, τ = `unit_frames`;
-    num_chunks sets a budget (at most so many tokens a clip, and so many where the clip has that many cells), else
-    the content decides up to `max_chunks`. Every place has chunks of its own until a budget makes neighbours join,
-    the most alike first; with `regions`, all that look alike at the same time do (fewer tokens, at some
-    loss). Nothing that is returned depends on hidden pixels.
+    num_chunks sets a budget (at most so many tokens a clip, and so many where a gate decides and the clip has that
+    many cells), else the content decides up to `max_chunks`. Every place has chunks of its own until a budget makes
+    neighbours join, the most alike first; with `regions`, all that look alike at the same time do (fewer tokens, at
+    some loss). Nothing that is returned depends on hidden pixels.
     """
 
     def __init__(
@@ -188,7 +190,7 @@ class HNetViT(nn.Module):
         self.dim, self.unit, self.unit_frames, self.max_chunks = dim, unit, unit_frames, max_chunks
         self.regions = regions
         width = cell_dim or dim
-        cell_heads = max(1, width // 32)
+        cell_heads = max(n for n in range(1, max(1, width // 32) + 1) if width % n == 0)
         self.stem: nn.Module = (
             TubeletStem(width, unit, unit_frames)
             if stem == "tubelet"
@@ -241,7 +243,7 @@ class HNetViT(nn.Module):
 
 
 def _flat(hidden: Bool[Tensor, "B *t h w"] | None, video: Tensor, unit: int, unit_frames: int) -> Tensor | None:
-    return None if hidden is None else expand_hidden(hidden, grid_of(video, unit, unit_frames))
+    return None if hidden is None else expand_hidden(hidden, grid_of(video, unit, unit_frames), len(video))
 
 
 def _features(encoded: Encoded, grid: tuple[int, int, int] | None) -> Features:

@@ -5,7 +5,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from polyspace.models.hnet import column_resnet
 from polyspace.models.hnet.column_resnet import CausalConv3d, ColumnResNet
 from polyspace.models.hnet.downsampler import LearnedAttentionPooling
-from polyspace.models.hnet.encoder import Cells, cell_coords, pack_visible
+from polyspace.models.hnet.encoder import Cells, cell_coords, expand_hidden, pack_visible
 from polyspace.models.hnet.pos_enc import ChunkPosition
 from polyspace.models.hnet.routing import SparseRouting
 from polyspace.models.hnet.sparse_attention import NativeSparseAttention
@@ -213,11 +213,48 @@ def test_every_parameter_gets_a_gradient():
     assert not starved
 
 
-def test_what_stands_still_is_one_chunk_whatever_the_gate_has_learned():
+@pytest.mark.parametrize("threshold", [0.8, 1.0, 3.0])
+def test_what_stands_still_is_one_chunk_whatever_the_gate_has_learned(threshold):
     model = encoder()
     torch.nn.init.normal_(model.routing.gate.look.weight)
+    model.routing.gate.threshold.data.fill_(threshold)
     still = torch.randn(2, 1, S, S, 3).expand(-1, T, -1, -1, -1)
     assert model(still).num_chunks.tolist() == [16, 16]
+
+
+def test_a_threshold_above_its_bound_finds_its_way_back():
+    gate = encoder().routing.gate
+    gate.threshold.data.fill_(3.0)
+    gate.prob(torch.tensor([[0.5]])).sum().backward()
+    assert gate.bound < 1 and gate.threshold.grad != 0
+
+
+@pytest.mark.parametrize("apart", [1.0, 30.0, 1000.0])
+def test_a_chunk_of_one_cell_is_that_cell_however_its_score_compares(apart):
+    pooling = LearnedAttentionPooling(8, 2)
+    torch.nn.init.ones_(pooling.query.weight)
+    fine = torch.randn(1, 4, 8)
+    fine[0, 1] -= apart
+    assert torch.allclose(pooling.pool(fine, torch.eye(4)[None], None), fine, rtol=1e-5, atol=1e-5)
+
+
+def test_a_mask_must_be_bool_and_as_long_as_the_batch():
+    with pytest.raises(ValueError, match="hidden has 2 clips, the video has 3"):
+        expand_hidden(hide("future", 2), GRID, 3)
+    with pytest.raises(ValueError, match="must be bool"):
+        expand_hidden.__wrapped__(hide("future").long(), GRID, 3)
+    for model in (encoder(), encoder(stem="tubelet"), TubeletViT(32, 1, 2, U)):
+        with pytest.raises(ValueError, match="without a clip"):
+            model(clips()[:0], hide("future", 0))
+
+
+@pytest.mark.parametrize("stem", ["resnet", "tubelet"])
+def test_nan_in_hidden_pixels_reaches_no_gradient(stem):
+    """Clips that hide different numbers of cells: rows of padding must not read what is hidden."""
+    model, video, hidden = encoder(stem=stem).train(), clips(), hide("any")
+    hidden[:, 0, 0, 0] = True  # what padding would point to
+    model(video.masked_fill(pixels(hidden), float("nan")), hidden).tokens.square().sum().backward()
+    assert all(p.grad is None or p.grad.isfinite().all() for p in model.parameters())
 
 
 def test_recomputation_and_groups_change_nothing():
@@ -251,6 +288,7 @@ def test_the_mean_of_layers_is_that_of_what_the_blocks_give(layers, groups):
 def test_clips_do_not_influence_each_other(changes, budget):
     """Isolated columns too, which a budget must merge although they touch nowhere."""
     model, video = encoder(**changes), clips(3)
+    torch.nn.init.normal_(model.downsampler.query.weight, -3.0)
     video[0], video[1] = video[0, :1], torch.randn_like(video[1])
     hidden = torch.zeros(3, 4, 4, dtype=torch.bool)
     hidden[0] = (torch.arange(4)[:, None] + torch.arange(4)) % 2 == 0

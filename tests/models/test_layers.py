@@ -15,6 +15,11 @@ def test_equal_coordinates_have_equal_codes_and_fractions_lie_between():
         sincos_code(torch.zeros(1, 3), 12)
 
 
+@pytest.mark.parametrize("dim", [8, 24, 40, 96])
+def test_the_code_is_as_wide_as_asked_for(dim):
+    assert sincos_code(torch.rand(2, 3), dim).shape == (2, dim)
+
+
 def test_first_angle_of_the_code_is_the_coordinate_itself():
     code = sincos_code(torch.tensor([[0.7, 1.1, -0.4]]), 32)[0]
     assert code[0] == pytest.approx(torch.tensor(0.7).sin().item(), abs=1e-6)

@@ -191,6 +191,38 @@ def test_the_average_follows_its_schedule():
     assert torch.allclose(p.target.model.stem.project.weight, before + 0.5, atol=1e-6)
 
 
+def test_the_first_update_has_the_first_decay_and_the_last_one_the_last(tmp_path, monkeypatch):
+    p, decays = phase("tubelet", ema=(0.5, 1.0), total_steps=3), []
+    monkeypatch.setattr(p.target, "update", lambda _, decay: decays.append(decay))
+    engine = PlainEngine(p, build_adamw(p, 1e-3, 0.0), torch.device("cpu"))
+    fit(engine, 8, lambda i: batch(len(i)), FitSettings(steps=3, batch=2, lr=1e-3), tmp_path)
+    assert decays == pytest.approx([0.5, 0.75, 1.0])
+
+
+def test_a_clip_with_nan_is_an_update_that_is_skipped_on_steps_that_are_logged_too():
+    p, b = phase(), batch(32)
+    b.video[3, 0, 0, 0, 0] = float("nan")
+    engine = PlainEngine(p, build_adamw(p, 1e-3, 0.0), torch.device("cpu"))
+    assert not engine.update([b], 1e-3)[1]
+
+
+def test_visible_cells_weigh_by_their_distance_and_come_in_by_a_ramp():
+    """One step hidden of six: cells one, two … steps before it weigh 1, 1/√2 …"""
+    p = phase("tubelet", masks=MaskPlan(1.0), weights=Weights(context=0.5), context_ramp=(0.2, 0.6), total_steps=10)
+    hidden = torch.zeros(1, *GRID, dtype=torch.bool)
+    hidden[:, 5] = True
+    with torch.no_grad():
+        known = p._encode_target(batch(1).video)
+    asked = grid_questions(known, Masks(hidden, hidden, "future"), True, 0.0)
+    steps = asked.index[0] // 9
+    expected = torch.where(steps < 5, (5 - steps).float().rsqrt(), 0)
+    assert torch.allclose(asked.seen_weight[0], expected) and torch.equal(asked.hidden_weight[0] > 0, steps == 5)
+    for step, ramp in ((0, 0.0), (2, 0.0), (3, 0.25), (6, 1.0), (9, 1.0)):
+        out = p(batch(step=step))
+        expected = out.metrics["energy"] + 0.5 * ramp * out.metrics["context"]
+        assert out.loss.item() == pytest.approx(expected.item(), rel=1e-5)
+
+
 def test_bf16_losses_stay_close_to_fp32():
     exact, rough = phase()(batch()), phase(amp=True)(batch())
     assert rough.loss.dtype == torch.float32
@@ -293,7 +325,7 @@ def test_small_batches_are_gathered_until_they_say_something():
     p, video = phase(monitor_every=4), batch(12).video
     rows = [p(VideoBatch(video=video[4 * k : 4 * k + 4], place=(k + 5, 0))).metrics for k in range(3)]
     assert not any("effective_rank" in m or "chunks" in m for m in rows[:2])
-    pooled = p.target.model.encode(video[4:]).pooled()
+    pooled = p.target.model.encode(video).pooled()
     assert torch.allclose(rows[2]["effective_rank"], effective_rank(pooled), atol=1e-4)
     alone = phase(monitor_every=4)(VideoBatch(video=video[8:], place=(7, 0))).metrics
     assert "chunks" in alone and "skill" not in alone

@@ -12,7 +12,7 @@ import torch
 from conftest import REPOSITORY
 
 from polyspace.data.batch import CachedFeatures, VideoBatch
-from polyspace.train.checkpoint import load_checkpoint, load_strict
+from polyspace.train.checkpoint import load_checkpoint, load_strict, save_checkpoint
 from polyspace.train.engine import PlainEngine
 from polyspace.train.loop import FitSettings, fit, step_indices
 from polyspace.train.optim import build_adamw, cosine_schedule, warmup_cosine
@@ -149,6 +149,12 @@ def test_only_the_last_two_checkpoints_are_kept(tmp_path):
     train(Toy(), tmp_path)
     assert sorted(p.name for p in tmp_path.glob("step_*")) == ["step_000009", "step_000012"]
     assert (tmp_path / "latest").read_text() == "step_000012\n"
+
+
+def test_the_newest_checkpoints_are_those_of_the_highest_steps(tmp_path):
+    for step in (999_000, 999_500, 1_000_000):
+        save_checkpoint(tmp_path, step, Toy(), {})
+    assert load_checkpoint(tmp_path, Toy())["step"] == 1_000_000
 
 
 def test_sigterm_saves_and_stops(tmp_path):

@@ -25,7 +25,7 @@ TITLES = {
     "tubelet_vjepa": "tubelet V-JEPA",
     "hnet_fixed": "H-Net V-JEPA, fixed blocks",
     "hnet_vjepa": "H-Net V-JEPA",
-    "supervised": "H-Net, 20 000 labels, end to end",
+    "supervised": "H-Net, trained on 20 000 labels",
 }
 COLOURS = dict(zip(TITLES, ("#888888", "#9ecae1", "#a1d99b", "#3182bd", "#fdae6b", "#31a354", "#756bb1"), strict=True))
 

@@ -13,6 +13,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from polyspace.data.batch import VideoBatch
 from polyspace.data.moving import MovingClips, motion_of, normalise
+from polyspace.models.hnet.encoder import cell_coords
+from polyspace.models.layers import sincos_code
 from polyspace.models.vjepa.vit import Encoded, HNetViT, TubeletViT
 from polyspace.train.jepa import JepaPhase
 from polyspace.train.probing import Part, attentive_probe, linear_probe
@@ -179,13 +181,16 @@ def fixed_blocks(grid: tuple[int, int, int], number: float) -> Tensor:
 
 
 def raw_pixels(clips: dict[str, MovingClips]) -> dict[str, Any]:
-    """Probes on pixels: 4×4 means of every frame as one vector, and cells' pixels as tokens."""
+    """Probes on pixels: 4×4 means of every frame as one vector; cells' pixels and the code of their place as tokens."""
     parts = []
     for part in ("train", "validation", "test"):
         video = normalise(clips[part].video)
         n, t, s, _, _ = video.shape
         small = video.view(n, t, s // 4, 4, s // 4, 4, 3).mean((3, 5)).flatten(1)
         cells = video.view(n, t // 2, 2, s // 8, 8, s // 8, 8, 3).permute(0, 1, 3, 5, 2, 4, 6, 7)
-        parts.append(Part(small, clips[part].label, cells.reshape(n, (t // 2) * (s // 8) ** 2, -1)))
+        grid = (t // 2, s // 8, s // 8)
+        tokens = cells.reshape(n, grid[0] * grid[1] * grid[2], -1)
+        code = sincos_code(cell_coords(torch.arange(tokens.shape[1])[None], grid), 96).expand(n, -1, -1)
+        parts.append(Part(small, clips[part].label, torch.cat([tokens, code], -1)))
     linear = linear_probe(parts[0], parts[1], parts[2], CLASSES)
     return {"linear": linear, "probe": attentive_probe(parts[0], parts[1], parts[2], CLASSES), "skill": None}

@@ -42,13 +42,19 @@ def measures(arms: Json, columns: tuple[str, ...], first: str = "arm") -> list[s
 
 
 def how(about: Json) -> list[str]:
-    length = f"{about['steps']} updates" if about["steps"] else f"{about['seconds']:.0f} s of wall clock"
+    length = f"{about['steps']} updates" if about["steps"] else f"{about['seconds']:.0f} s"
     return [
         f"`{about['command']}`, {about['date']}, {about['machine']}; {length} an arm on one core, planned by the speed "
-        f"measured at its start; {len(code_states(about['arms']))} state(s) of the code. Several seeds: mean (each "
-        "seed). Seeds of one arm have differed by .15: a single one says little.",
+        f"measured before it; {len(code_states(about['arms']))} state(s) of the code. Several seeds: mean (each "
+        f"seed).{spread(about['arms'])}",
         "",
     ]
+
+
+def spread(arms: Json) -> str:
+    """How far seeds of one arm lie apart, in a sentence."""
+    apart = [max(v) - min(v) for a in arms.values() if len(v := a.get("linear", [])) > 1 and None not in v]
+    return f" Seeds of one arm differ by up to {max(apart):.3f}: a single one says little." if apart else ""
 
 
 def main_tables(about: Json) -> list[str]:
@@ -94,7 +100,7 @@ def page(folder: Path) -> str:
     """All that is there, in the order main, equal steps, ablation, sweep."""
     lines = ["# What pretraining learns", "", "Made by bench/learning_page.py from the JSON files beside it."]
     parts = {
-        "learning": ("All arms at equal wall clock", main_tables),
+        "learning": ("All arms for the same time", main_tables),
         "learning_equal_steps": ("At equal steps", main_tables),
         "learning_ablation": ("One change each", lambda about: [*how(about), *measures(about["arms"], CHOICE)]),
         "learning_sweep": ("Settings tried", lambda about: [*how(about), *measures(about["arms"], CHOICE)]),

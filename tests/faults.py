@@ -3,6 +3,7 @@
 python tests/faults.py            all faults; exit code 1 if any goes unnoticed
 """
 
+import os
 import shutil
 import subprocess
 import sys
@@ -116,6 +117,18 @@ FAULTS = {
         "hidden_weight = hidden_weight * 1.0",
         STEP,
     ),
+    "visible cells weigh alike whatever their distance": (
+        "train/questions.py",
+        "out.append(gap.clamp_min(1).rsqrt())",
+        "out.append(torch.ones_like(gap))",
+        STEP,
+    ),
+    "identical frames can be cut": (
+        "models/hnet/gate.py",
+        "return theta - (theta - HIGHEST).clamp_min(0).detach()",
+        "return theta",
+        f"{MODELS}/test_hnet_vit.py",
+    ),
     "weights by chunk never fade out": (
         "train/jepa.py",
         "max(0.0, 1 - step / (s.chunk_weight_until * s.total_steps))",
@@ -155,30 +168,29 @@ FAULTS = {
 }
 
 
-def noticed(file: str, right: str, wrong: str, tests: str) -> bool:
-    """True when the tests fail with the fault in place."""
+def tests_fail(tests: str, file: str = "", right: str = "", wrong: str = "") -> bool:
+    """True when these tests fail in a copy of the project, with `wrong` in the place of `right` if a file is given."""
     with tempfile.TemporaryDirectory() as scratch:
         copy = Path(scratch) / "copy"
         shutil.copytree(REPOSITORY, copy, ignore=shutil.ignore_patterns(".git", ".venv", "outputs", "*.pyc"))
-        path = copy / "polyspace" / file
-        text = path.read_text()
-        if text.count(right) != 1:
-            raise SystemExit(f"{file}: {right!r} stands there {text.count(right)} times, not once")
-        path.write_text(text.replace(right, wrong))
+        if file:
+            path = copy / "polyspace" / file
+            text = path.read_text()
+            if text.count(right) != 1:
+                raise SystemExit(f"{file}: {right!r} stands there {text.count(right)} times, not once")
+            path.write_text(text.replace(right, wrong))
         line = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *tests.split()]
-        return subprocess.run(line, cwd=copy, env=_environment(copy), capture_output=True).returncode == 1
-
-
-def _environment(copy: Path) -> dict[str, str]:
-    import os
-
-    return os.environ | {"PYTHONPATH": str(copy)}
+        environment = os.environ | {"PYTHONPATH": str(copy)}
+        return subprocess.run(line, cwd=copy, env=environment, capture_output=True).returncode == 1
 
 
 def main() -> int:
+    for tests in sorted({fault[-1] for fault in FAULTS.values()}):
+        if tests_fail(tests):
+            raise SystemExit(f"{tests} fails without any fault")
     missed = 0
-    for name, fault in FAULTS.items():
-        seen = noticed(*fault)
+    for name, (file, right, wrong, tests) in FAULTS.items():
+        seen = tests_fail(tests, file, right, wrong)
         missed += not seen
         sys.stdout.write(f"{'noticed ' if seen else 'MISSED  '} {name}\n")
         sys.stdout.flush()

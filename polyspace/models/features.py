@@ -13,9 +13,10 @@ from polyspace.utils.misc import masked_mean
 class Features:
     """Tokens of a batch of clips, in (time, row, column) order where they lie on a grid.
 
-    tokens (B,N,D); `grid` (t,h,w) with t·h·w = N, or None for free-form chunks. `clip` is what the model's own head
-    would read (its class token, or its normalised mean); None means the plain mean. For chunk encoders: valid (B,M)
-    True where real, centroids (B,M,3), sizes (B,M), assignment (B,N,M). Padded slots are 0.
+    tokens (B,M,D); `grid` (t,h,w) the base grid, t·h·w = M unless cells are hidden or tokens are chunks. `clip` is what
+    the model's own head would read (its class token, or its normalised mean); None means the plain mean. From encoders
+    of the house also valid (B,M) True where real, centroids (B,M,3) and sizes (B,M) in cells; from chunk encoders the
+    assignment (B,t·h·w,M) of cells to chunks, 0 where hidden. Padded slots are 0.
     """
 
     tokens: Float[Tensor, "B M D"]

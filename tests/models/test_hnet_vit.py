@@ -238,6 +238,14 @@ def test_a_chunk_of_one_cell_is_that_cell_however_its_score_compares(apart):
     assert torch.allclose(pooling.pool(fine, torch.eye(4)[None], None), fine, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("hidden", [None, hide("any")], ids=["all", "some"])
+def test_the_assignment_can_be_laid_out_on_the_grid(hidden):
+    f = encoder()(clips(), hidden)
+    on_grid = f.assignment.unflatten(1, f.grid)
+    assert f.grid == GRID and TubeletViT(32, 1, 2, U)(clips(), hidden).grid == GRID
+    assert torch.allclose(on_grid.sum(-1), torch.ones(3, *GRID) if hidden is None else (~hidden).float(), atol=1e-5)
+
+
 def test_a_mask_must_be_bool_and_as_long_as_the_batch():
     with pytest.raises(ValueError, match="hidden has 2 clips, the video has 3"):
         expand_hidden(hide("future", 2), GRID, 3)

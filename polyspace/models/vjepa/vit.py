@@ -146,9 +146,7 @@ class TubeletViT(nn.Module):
         return Encoded(tokens, cells.valid, cells.coords, cells.valid.to(tokens.dtype), cells)
 
     def forward(self, video: Float[Tensor, "B T H W 3"], hidden: Bool[Tensor, "B *t h w"] | None = None) -> Features:
-        return _features(
-            self.encode(video, hidden), None if hidden is not None else grid_of(video, self.unit, self.unit_frames)
-        )
+        return _features(self.encode(video, hidden))
 
 
 class HNetViT(nn.Module):
@@ -239,22 +237,21 @@ class HNetViT(nn.Module):
         num_chunks: int | None = None,
         regions: bool | None = None,
     ) -> Features:
-        return _features(self.encode(video, hidden, num_chunks, regions), None)
+        return _features(self.encode(video, hidden, num_chunks, regions))
 
 
 def _flat(hidden: Bool[Tensor, "B *t h w"] | None, video: Tensor, unit: int, unit_frames: int) -> Tensor | None:
     return None if hidden is None else expand_hidden(hidden, grid_of(video, unit, unit_frames), len(video))
 
 
-def _features(encoded: Encoded, grid: tuple[int, int, int] | None) -> Features:
-    assignment = None
+def _features(encoded: Encoded) -> Features:
+    assignment, cells = None, encoded.cells
     if encoded.chunks is not None:
-        cells = encoded.cells
         t, h, w = cells.grid
         assignment = to_grid(encoded.chunks.assignment, cells.index, cells.valid, t * h * w)
     return Features(
         tokens=encoded.tokens,
-        grid=grid,
+        grid=cells.grid,
         valid=encoded.valid,
         centroids=encoded.centroids,
         sizes=encoded.sizes,

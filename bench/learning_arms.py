@@ -64,6 +64,7 @@ ABLATIONS = {
     "last_layer": Arm(HNET, HNET_STEP | {"target_layers": 1}),
     "hard_assignment": Arm(HNET | {"soft": False}, HNET_STEP),
     "mean_pooling": Arm(HNET | {"learned_pooling": False}, HNET_STEP),
+    "size_bias": Arm(HNET | {"size_bias": True}, HNET_STEP),
     "no_positions": Arm(HNET | {"positions": "none"}, HNET_STEP),
     "no_variance": Arm(HNET, HNET_STEP | NO_VARIANCE),
     "no_covariance": Arm(HNET, HNET_STEP | {"covariance_weight": 0.0}),

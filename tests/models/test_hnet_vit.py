@@ -265,11 +265,24 @@ def test_nan_in_hidden_pixels_reaches_no_gradient(stem):
     assert all(p.grad is None or p.grad.isfinite().all() for p in model.parameters())
 
 
-def test_recomputation_and_groups_change_nothing():
-    video, model = clips(5), encoder()
+def test_with_the_size_bias_a_chunk_counts_as_all_its_cells():
+    """Equal tokens repeated as often as a chunk has cells: the same attention."""
+    model = encoder(size_bias=True, depth=1, positions="none", soft=False)
+    video, seen = clips(1), []
+    model.vit.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    f = model(video)
+    counts = f.sizes[0].round().long()
+    many = model.vit.blocks[0](seen[0].repeat_interleave(counts, 1))
+    first = counts.cumsum(0) - counts
+    assert counts.max() > 1 and torch.allclose(model.vit.norm(many)[:, first], f.tokens, atol=1e-4)
+
+
+@pytest.mark.parametrize("changes", [{}, {"size_bias": True}], ids=str)
+def test_recomputation_and_groups_change_nothing(changes):
+    video, model = clips(5), encoder(**changes)
     video[0] = video[0, :1]
     expected = model(video).tokens
-    other = encoder(recompute=True, groups=2)
+    other = encoder(recompute=True, groups=2, **changes)
     other.load_state_dict(model.state_dict())
     assert torch.allclose(other(video).tokens, expected, atol=1e-5)
 

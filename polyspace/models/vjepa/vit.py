@@ -56,42 +56,49 @@ class ViT(nn.Module):
         self.norm, self.recompute, self.groups = nn.LayerNorm(dim), recompute, groups
 
     def forward(
-        self, x: Float[Tensor, "B M D"], key_padding_mask: Bool[Tensor, "B M"] | None = None, layers: int = 1
+        self,
+        x: Float[Tensor, "B M D"],
+        key_padding_mask: Bool[Tensor, "B M"] | None = None,
+        layers: int = 1,
+        key_bias: Float[Tensor, "B M"] | None = None,
     ) -> Float[Tensor, "B M D"]:
         """The last layer, normed; with `layers` > 1 the mean of so many last ones (the input counts as the first), each
-        normalised without affine: what data2vec asks for (arXiv 2202.03555, section 3.3)."""
+        normalised without affine: what data2vec asks for (arXiv 2202.03555, section 3.3). `key_bias` as in Attention.
+        """
         if layers < 1:
             raise ValueError(f"layers must be at least 1, not {layers}")
         if key_padding_mask is None or not bool(key_padding_mask.any()):
-            return self._run(x, None, layers)
+            return self._run(x, (None, key_bias), layers)
         if self.groups == 1 or len(x) < 2 * self.groups:
-            return self._run(x, key_padding_mask, layers)
+            return self._run(x, (key_padding_mask, key_bias), layers)
         lengths = (~key_padding_mask).sum(1)
         order = lengths.argsort(stable=True)
         parts = []
         for rows in order.chunk(self.groups):
             longest = int(lengths[rows].max())
             pad = key_padding_mask[rows, :longest]
-            part = self._run(x[rows, :longest], pad if bool(pad.any()) else None, layers)
+            bias = None if key_bias is None else key_bias[rows, :longest]
+            part = self._run(x[rows, :longest], (pad if bool(pad.any()) else None, bias), layers)
             parts.append(F.pad(part, (0, 0, 0, x.shape[1] - longest)))
         return torch.cat(parts)[order.argsort()]
 
     def _run(
-        self, x: Float[Tensor, "B M D"], key_padding_mask: Bool[Tensor, "B M"] | None, layers: int
+        self, x: Float[Tensor, "B M D"], masks: tuple[Tensor | None, Tensor | None], layers: int
     ) -> Float[Tensor, "B M D"]:
+        """`masks`: of padding, and the bias."""
         every = [x]
         for block in self.blocks:
             if self.recompute and torch.is_grad_enabled():
-                x = checkpoint(block, x, key_padding_mask, use_reentrant=False)
+                x = checkpoint(block, x, *masks, use_reentrant=False)
             else:
-                x = block(x, key_padding_mask)
+                x = block(x, *masks)
             if layers > 1:
                 every.append(x)
         if layers == 1:
             x = self.norm(x)
         else:
             x = torch.stack([F.layer_norm(y, y.shape[-1:]) for y in every[-layers:]]).mean(0)
-        return x if key_padding_mask is None else torch.where(key_padding_mask[..., None], 0, x)
+        return x if masks[0] is None else torch.where(masks[0][..., None], 0, x)
 
 
 @dataclass(frozen=True)
@@ -157,7 +164,8 @@ class HNetViT(nn.Module):
     num_chunks sets a budget (at most so many tokens a clip, and so many where a gate decides and the clip has that
     many cells), else the content decides up to `max_chunks`. Every place has chunks of its own until a budget makes
     neighbours join, the most alike first; with `regions`, all that look alike at the same time do (fewer tokens, at
-    some loss). Nothing that is returned depends on hidden pixels.
+    some loss). With `size_bias` a token counts in attention as often as it has cells (logit + log size: token merging's
+    proportional attention, arXiv 2210.09461, section 3). Nothing that is returned depends on hidden pixels.
     """
 
     def __init__(
@@ -180,13 +188,14 @@ class HNetViT(nn.Module):
         learned_pooling: bool = True,
         learned_selection: bool = False,
         positions: PositionKind = "adaptive",
+        size_bias: bool = False,
         max_chunks: int | None = None,
         recompute: bool = False,
         groups: int = 1,
     ) -> None:
         super().__init__()
         self.dim, self.unit, self.unit_frames, self.max_chunks = dim, unit, unit_frames, max_chunks
-        self.regions = regions
+        self.regions, self.size_bias = regions, size_bias
         width = cell_dim or dim
         cell_heads = max(n for n in range(1, max(1, width // 32) + 1) if width % n == 0)
         self.stem: nn.Module = (
@@ -227,7 +236,8 @@ class HNetViT(nn.Module):
         chunks = self.downsampler(cells, routing, most)
         x = self.widen(chunks.tokens)
         x = x + self.position(chunks.centroids, chunks.sizes).to(x.dtype)
-        tokens = self.vit(torch.where(chunks.valid[..., None], x, 0), ~chunks.valid, layers)
+        bias = chunks.sizes.clamp_min(1e-6).log().to(x.dtype) if self.size_bias else None
+        tokens = self.vit(torch.where(chunks.valid[..., None], x, 0), ~chunks.valid, layers, bias)
         return Encoded(tokens, chunks.valid, chunks.centroids, chunks.sizes, cells, routing, chunks)
 
     def forward(

@@ -9,8 +9,8 @@ Every arm runs in a process of its own with one thread and a core, `--jobs` at a
 own speed, or `--steps` updates. The speed is measured in CPU time over some updates before the run, and is off by some
 percent (three times the same arithmetic: 8101, 8261, 8706 updates): the seconds that an arm took stand in the results.
 A finished arm is kept in --work and not run again; a killed one goes on from its last checkpoint. Settings are chosen
-on the validation part: sweep and ablation measure nothing else. The test part's clips were drawn anew after the last
-choice.
+on the validation part: sweep and ablation measure nothing else. The test part was drawn anew once
+settings were chosen: figures of an earlier one stand in docs/log.md.
 """
 
 import argparse

@@ -16,7 +16,7 @@ HNET = {"arch": "hnet", "preset": "tiny"}
 VARIANCE: dict[str, Any] = {"variance_weight": 0.5, "covariance_weight": 0.02}
 NO_VARIANCE: dict[str, Any] = {"variance_weight": 0.0, "covariance_weight": 0.0}
 STEP: dict[str, Any] = {"batch": 4, "lr": 1e-3, "target_layers": 5} | VARIANCE  # targets from 4 layers and the input
-# what the sweep found best for each (docs/results/learning_sweep.json)
+# best on the validation part after 480 s, one seed a try; which rate tubelets want in 1200 s is not settled
 TUBELET_STEP: dict[str, Any] = STEP | {"lr": 2e-3}
 HNET_STEP: dict[str, Any] = STEP | {"batch": 8}
 # steps, rows, columns of fixed blocks: 108 tokens, somewhat more than gates have chosen; motion is along columns

@@ -25,9 +25,12 @@ TITLES = {
     "tubelet_vjepa": "tubelet V-JEPA",
     "hnet_fixed": "H-Net V-JEPA, fixed blocks",
     "hnet_vjepa": "H-Net V-JEPA",
+    "hnet_fixed_rows": "H-Net V-JEPA, fixed blocks of rows",
     "supervised": "H-Net, trained on 20 000 labels",
 }
-COLOURS = dict(zip(TITLES, ("#888888", "#9ecae1", "#a1d99b", "#3182bd", "#fdae6b", "#31a354", "#756bb1"), strict=True))
+COLOURS = dict(
+    zip(TITLES, ("#888888", "#9ecae1", "#a1d99b", "#3182bd", "#fdae6b", "#31a354", "#fd8d3c", "#756bb1"), strict=True)
+)
 
 
 def known(values: list[Any]) -> list[float]:

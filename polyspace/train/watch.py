@@ -13,7 +13,7 @@ from polyspace.train.questions import Questions
 from polyspace.utils.monitor import effective_rank, position_std, usage_perplexity
 
 LEAST_CLIPS = 8  # spread and skill say nothing about fewer
-ENOUGH_CLIPS = 32  # a constant fitted to few clips flatters itself: skill reads .1 too low with 8, .02 with 32
+ENOUGH_CLIPS = 32  # a constant fitted to few clips flatters itself: skill reads .1 too low with 8, .025 with 32
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,8 @@
 Every arm runs in a process of its own with one thread and a core, `--jobs` at a time; its length is `--seconds` of its
 own speed, or `--steps` updates. The speed is measured in CPU time over some updates before the run, and is off by some
 percent (three times the same arithmetic: 8101, 8261, 8706 updates): the seconds that an arm took stand in the results.
-A finished arm is kept in --work and not run again; a killed one goes on from its last checkpoint. Settings are chosen
+A finished arm is kept in --work and in --out, written anew after each, and is not run again; a killed one goes on from
+its last checkpoint in --work. Settings are chosen
 on the validation part: sweep and ablation measure nothing else. The test part was drawn anew once
 settings were chosen: figures of an earlier one stand in docs/log.md.
 """
@@ -27,9 +28,9 @@ import torch
 from learning_arms import ABLATIONS, ARMS, CLASSES, CLIPS, EQUAL_STEPS, PARTS, SWEEP, Arm
 from learning_figure import chunk_figures, learning_figure
 from learning_measure import measure, measure_choice, raw_pixels, target_of
-from learning_report import MEASURES, collect, show, summary
+from learning_report import MEASURES, collect, note_states, show, summary
+from learning_store import arm_folder, code_hash, finished, identity, result_file, save, unpack
 
-import polyspace
 from polyspace.data import moving, render
 from polyspace.data.clip_source import MemoryClips
 from polyspace.data.moving import MovingClips, moving_clips
@@ -45,6 +46,7 @@ from polyspace.utils.checkpoint_io import load_tensors, read_json, save_tensors,
 from polyspace.utils.log import say
 from polyspace.utils.misc import set_seed
 
+Arms = dict[str, dict[str, Any]]
 FULL = ("main", "equal_steps")  # of the others only what settings are chosen by is measured
 GROUPS = {"main": ARMS, "equal_steps": EQUAL_STEPS, "ablation": ABLATIONS, "sweep": SWEEP}
 
@@ -87,9 +89,10 @@ def seconds_per_step(arm: Arm, source: MemoryClips, seed: int, steps: int = 96) 
 
 def run_arm(name: str, arm: Arm, seed: int, args: argparse.Namespace) -> dict[str, Any]:
     """Train (or leave at random init) and measure one arm; the sweep measures only what settings are chosen by."""
-    folder = args.work / f"{name.replace('/', '_')}_{identity(arm, args)}" / f"seed{seed}"
+    key = identity(arm, args)
+    folder = arm_folder(args.work, name, key, seed)
     work, seconds, steps, choice = args.work, args.seconds, args.steps, args.group not in FULL
-    plan_file, result = folder / "plan.json", {"name": name, "seed": seed, "code": code_hash()}
+    plan_file, result = folder / "plan.json", {"name": name, "seed": seed, "identity": key, "code": code_hash()}
     torch.set_num_threads(1)
     if arm.pretrain is None:
         phase = build(arm, 1, seed)
@@ -126,17 +129,16 @@ def spawn(group: str, name: str, seed: int, args: argparse.Namespace, core: int)
     return subprocess.Popen(line, env=environment, preexec_fn=lambda: os.sched_setaffinity(0, pinned))
 
 
-def run_all(group: str, args: argparse.Namespace) -> dict[str, list[dict[str, Any]]]:
+def run_all(group: str, untrained: Arms, args: argparse.Namespace) -> None:
     """All arms × seeds, `jobs` at a time, one core each; those with a result file are kept."""
-    names = [n for n in GROUPS[group] if not args.only or n in args.only]
-    arms = GROUPS[group]
-    wanted = [(n, s) for s in range(args.seeds) for n in names if s < arms[n].seeds]
-    single = [n for n in names if arms[n].seeds < args.seeds]
+    arms = {n: arm for n, arm in GROUPS[group].items() if not args.only or n in args.only}
+    wanted = [(n, s) for s in range(args.seeds) for n in arms if s < arms[n].seeds]
+    single = [f"{n} ({arm.seeds})" for n, arm in arms.items() if arm.seeds < args.seeds]
     if single:
-        say(f"fewer than {args.seeds} seeds: {', '.join(f'{n} ({arms[n].seeds})' for n in single)}")
-    todo = [(n, s) for n, s in wanted if not result_file(arms[n], n, s, args).is_file()]
+        say(f"fewer than {args.seeds} seeds: {', '.join(single)}")
+    todo = [(n, s) for n, s in wanted if not result_file(args.work, n, identity(arms[n], args), s).is_file()]
     if len(todo) < len(wanted):
-        say(f"{len(wanted) - len(todo)} of {len(wanted)} results kept from before in {args.work}")
+        say(f"{len(wanted) - len(todo)} of {len(wanted)} results kept from before")
     running: dict[int, tuple[subprocess.Popen, str]] = {}
     while todo or running:
         for core in range(args.jobs):
@@ -144,28 +146,21 @@ def run_all(group: str, args: argparse.Namespace) -> dict[str, list[dict[str, An
                 process, label = running.pop(core)
                 if process.returncode:
                     raise SystemExit(f"{label} failed with exit code {process.returncode}")
+                publish(group, untrained, args)
             if core not in running and todo:
                 name, seed = todo.pop(0)
                 say(f"{datetime.datetime.now():%H:%M} {name} seed {seed}")
                 running[core] = (spawn(group, name, seed, args, core), f"{name} seed {seed}")
         time.sleep(0.5)
-    return {n: [read_json(result_file(arms[n], n, s, args)) for m, s in wanted if m == n] for n in names}
 
 
-def identity(arm: Arm, args: argparse.Namespace) -> str:
-    """Of what an arm's result depends on: another length, arm or set of clips is another result."""
-    return sha256_json([arm.identity(), CLIPS, PARTS, args.seconds, args.steps])[:10]
-
-
-def code_hash() -> str:
-    """Of what trains and measures: results of different code should not stand in one table unnoticed."""
-    bench = [Path(__file__).with_name(name) for name in ("learning.py", "learning_measure.py")]
-    files = sorted(Path(polyspace.__file__).parent.rglob("*.py")) + bench
-    return sha256_json([file.read_text() for file in files])[:10]
-
-
-def result_file(arm: Arm, name: str, seed: int, args: argparse.Namespace) -> Path:
-    return args.work / "results" / f"{name.replace('/', '_')}_{identity(arm, args)}_{seed}.json"
+def publish(group: str, untrained: Arms, args: argparse.Namespace) -> dict[str, Any]:
+    """The table of what is finished and of what needs no encoder, written to --out."""
+    arms = collect(finished(GROUPS[group], args), MEASURES if group in FULL else ())
+    about = summary(arms | untrained, None if args.steps else args.seconds, args.steps, args.jobs)
+    if args.out:
+        write_json(args.out, about)
+    return about
 
 
 def main() -> None:
@@ -185,19 +180,21 @@ def main() -> None:
         parser.error("--group equal_steps needs --steps")
     args.work.mkdir(parents=True, exist_ok=True)
     if args.one:
-        arm = GROUPS[args.group][args.one]
-        result = run_arm(args.one, arm, args.seed, args)
-        write_json(result_file(arm, args.one, args.seed, args), result)
+        save(args.work, run_arm(args.one, GROUPS[args.group][args.one], args.seed, args))
         return
     for part in PARTS:
         clips(args.work, part)
-    arms = collect(run_all(args.group, args), MEASURES if args.group in FULL else ())
-    if args.group == "main" and not args.only:
+    if args.out and args.out.is_file() and (kept := unpack(read_json(args.out), args.work)):
+        say(f"{kept} results from {args.out}")
+    untrained: Arms = {}
+    if args.group == "main":
         pixels = raw_pixels({part: clips(args.work, part) for part in ("train", "validation", "test")})
-        arms["raw_pixels"] = {key: [None] for key in MEASURES} | {key: [value] for key, value in pixels.items()}
-    show(arms)
+        untrained["raw_pixels"] = {key: [None] for key in MEASURES} | {key: [value] for key, value in pixels.items()}
+    run_all(args.group, untrained, args)
+    about = publish(args.group, untrained, args)
+    show(about["arms"])
+    note_states(about["arms"])
     if args.out:
-        write_json(args.out, summary(arms, None if args.steps else args.seconds, args.steps, args.jobs))
         say(f"-> {args.out}")
         if args.group == "main":
             for picture in pictures(args):
@@ -210,7 +207,7 @@ def pictures(args: argparse.Namespace) -> list[Path]:
     made = [learning_figure(read_json(args.out), stem.with_suffix(".png"))]
     arm = ARMS["hnet_vjepa"]
     phase = build(arm, 1, 0)
-    if load_checkpoint(args.work / f"hnet_vjepa_{identity(arm, args)}" / "seed0", phase) is not None:
+    if load_checkpoint(arm_folder(args.work, "hnet_vjepa", identity(arm, args), 0), phase) is not None:
         made += chunk_figures(target_of(phase.eval()), clips(args.work, "test"), stem)
     return made
 

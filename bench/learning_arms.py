@@ -61,7 +61,6 @@ EQUAL_STEPS = {"tubelet_vjepa": Arm(TUBELET, TUBELET_STEP), "hnet_vjepa": Arm(HN
 # one change each from hnet_vjepa
 ABLATIONS = {
     "as_is": Arm(HNET, HNET_STEP),
-    "last_layer": Arm(HNET, HNET_STEP | {"target_layers": 1}),
     "hard_assignment": Arm(HNET | {"soft": False}, HNET_STEP),
     "mean_pooling": Arm(HNET | {"learned_pooling": False}, HNET_STEP),
     "size_bias": Arm(HNET | {"size_bias": True}, HNET_STEP),
@@ -74,12 +73,7 @@ ABLATIONS = {
     "half_tubes": Arm(HNET, HNET_STEP | {"future_share": 0.5}),
     "chunk_targets": Arm(HNET, HNET_STEP | {"target": "chunk"}),
     "cells_weigh_alike": Arm(HNET, HNET_STEP | {"chunk_weight_until": 0.0}),
-    "chunks_weigh_alike": Arm(HNET, HNET_STEP | {"chunk_weight_until": 1e9}),
     "no_chunks": Arm(HNET | {"fixed": (1, 1, 1)}, HNET_STEP),
-    "narrow_cells": Arm(HNET | {"cell_dim": 64}, HNET_STEP),
-    "fewer_chunks": Arm(HNET, HNET_STEP | {"cells_per_chunk": 10.0}),
-    "tubelet_stem": Arm(HNET | {"stem": "tubelet"}, HNET_STEP),
-    "cell_attention": Arm(HNET | {"cell_depth": 1}, HNET_STEP),
 }
 
 # the same settings for both, chosen on the validation part

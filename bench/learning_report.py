@@ -36,11 +36,15 @@ def collect(results: dict[str, list[dict[str, Any]]], needed: tuple[str, ...]) -
     arms = {}
     for name, rows in results.items():
         keys = {k for row in rows for k, v in row.items() if isinstance(v, (int, float, str, list, type(None)))}
-        arms[name] = {key: [row.get(key) for row in rows] for key in sorted((keys | set(needed)) - {"seed", "name"})}
+        arms[name] = {key: [row.get(key) for row in rows] for key in sorted((keys | set(needed)) - {"name"})}
+    return arms
+
+
+def note_states(arms: dict[str, dict[str, Any]]) -> None:
+    """Say it where results were made by different code."""
     codes = code_states(arms)
     if len(codes) > 1:
         say(f"note: these results were made by {len(codes)} states of the code (arms.*.code)")
-    return arms
 
 
 def code_states(arms: dict[str, dict[str, Any]]) -> set[str]:

@@ -1,5 +1,6 @@
 """bench/learning.py's arithmetic: what its tables are made of."""
 
+import argparse
 import json
 
 import pytest
@@ -8,6 +9,7 @@ from learning_arms import ABLATIONS, ARMS, EQUAL_STEPS, SWEEP
 from learning_measure import agreement, fixed_blocks
 from learning_page import page
 from learning_report import MEASURES, collect, summary
+from learning_store import finished, identity, save, unpack
 
 from polyspace.train.encoders import build_encoder
 from polyspace.train.pretrain import build_phase
@@ -75,3 +77,18 @@ def test_names_of_one_setting_are_one_setting():
     assert ABLATIONS["as_is"].identity() == ARMS["hnet_vjepa"].identity()
     changed = [name for name, arm in ABLATIONS.items() if arm.identity() == ARMS["hnet_vjepa"].identity()]
     assert changed == ["as_is"]
+
+
+def test_finished_arms_come_back_from_the_json(tmp_path):
+    args = argparse.Namespace(work=tmp_path / "a", seconds=1.0, steps=None, seeds=3)
+    made = [("hnet_vjepa", 0), ("hnet_vjepa", 2), ("supervised", 0), ("random_hnet", 1)]
+    for name, seed in made:
+        row = {"name": name, "seed": seed, "identity": identity(ARMS[name], args), "linear": seed / 10}
+        save(args.work, row | {"budget_linear": [0.1, seed]} | ({"spearman_motion": 0.7} if seed else {}))
+    about = json.loads(json.dumps(summary(collect(finished(ARMS, args), MEASURES), 1.0, None, 2)))
+    about["arms"]["raw_pixels"] = {"linear": [0.2]}  # measured anew each time
+    again = argparse.Namespace(**vars(args) | {"work": tmp_path / "b"})
+    assert unpack(about, again.work) == len(made) and unpack(about, again.work) == 0
+    kept = finished(ARMS, again)
+    assert sorted((name, row["seed"]) for name, rows in kept.items() for row in rows) == sorted(made)
+    assert collect(kept, MEASURES) == collect(finished(ARMS, args), MEASURES)

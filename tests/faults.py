@@ -11,7 +11,11 @@ import tempfile
 from pathlib import Path
 
 REPOSITORY = Path(__file__).parents[1]
-MODELS, STEP = "tests/models", "tests/train/test_jepa.py"
+MODELS = "tests/models"
+HNET = " ".join(
+    f"{MODELS}/test_{part}.py" for part in ("hidden", "hnet_vit", "routing", "downsampler", "column_resnet")
+)
+STEP = " ".join(f"tests/train/test_{part}.py" for part in ("jepa", "masking", "questions", "watch"))
 # what is wrong -> (file, right, wrong, tests)
 FAULTS = {
     "EMA off": (
@@ -36,13 +40,13 @@ FAULTS = {
         "models/hnet/column_resnet.py",
         "transpose(1, 2).reshape(-1, t, 1), 0)",
         "transpose(1, 2).reshape(-1, t, 1), 0) * 0 + columns",
-        f"{MODELS}/test_hnet_vit.py",
+        HNET,
     ),
     "convolution sees the next frame": (
         "models/hnet/column_resnet.py",
         "torch.cat([x[:, :1]] * (frames - 1) + [x], 1)",
         "torch.cat([x[:, :1]] * (frames - 2) + [x, x[:, -1:]], 1)[:, :x.shape[1] + frames - 1]",
-        f"{MODELS}/test_hnet_vit.py",
+        HNET,
     ),
     "padding attended to": (
         "models/layers.py",
@@ -54,19 +58,19 @@ FAULTS = {
         "models/hnet/downsampler.py",
         "/ self.temperature",
         "* 0",
-        f"{MODELS}/test_hnet_vit.py",
+        HNET,
     ),
     "assignment not normalised": (
         "models/hnet/routing.py",
         "(1 - self.share)[..., None]",
         "self.share[..., None]",
-        f"{MODELS}/test_hnet_vit.py",
+        HNET,
     ),
     "pooling sums instead of averaging": (
         "models/hnet/downsampler.py",
         "/ total[..., None]",
         "+ 0 * total[..., None]",
-        f"{MODELS}/test_hnet_vit.py",
+        HNET,
     ),
     "target joins places": (
         "train/jepa.py",
@@ -78,7 +82,7 @@ FAULTS = {
         "models/hnet/regions.py",
         "(alike > limit).sum(1)",
         "(alike > -9).sum(1)",
-        f"{MODELS}/test_hnet_vit.py",
+        HNET,
     ),
     "regions join over a moment": (
         "models/hnet/regions.py",
@@ -90,7 +94,7 @@ FAULTS = {
         "models/vjepa/vit.py",
         "for y in every[-layers:]",
         "for y in every[-1:]",
-        f"{MODELS}/test_hnet_vit.py",
+        HNET,
     ),
     "target without its norm": (
         "train/questions.py",
@@ -127,7 +131,7 @@ FAULTS = {
         "models/hnet/gate.py",
         "return theta - (theta - HIGHEST).clamp_min(0).detach()",
         "return theta",
-        f"{MODELS}/test_hnet_vit.py",
+        HNET,
     ),
     "weights by chunk never fade out": (
         "train/jepa.py",
@@ -139,7 +143,7 @@ FAULTS = {
         "models/hnet/pos_enc.py",
         "(1 + 2 * x.square().mean(-1, keepdim=True)).rsqrt()",
         "1.0",
-        f"{MODELS}/test_hnet_vit.py",
+        HNET,
     ),
     "positions not centred in the variance": (
         "losses/vicregl.py",

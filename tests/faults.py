@@ -32,8 +32,8 @@ FAULTS = {
     ),
     "mask ignored by the encoder": (
         "train/jepa.py",
-        "video, masks.hidden, *self._choice",
-        "video, None, *self._choice",
+        "video, masks.hidden, budget, regions",
+        "video, None, budget, regions",
         STEP,
     ),
     "hidden frames not blanked": (
@@ -79,10 +79,22 @@ FAULTS = {
         STEP,
     ),
     "regions join whatever touches": (
-        "models/hnet/regions.py",
-        "(alike > limit).sum(1)",
-        "(alike > -9).sum(1)",
-        HNET,
+        "models/hnet/routing.py",
+        "edges.there & (edges.alike > self.gate.bound)",
+        "edges.there",
+        MODELS,
+    ),
+    "merging takes no account of sizes": (
+        "models/hnet/budget.py",
+        "(n * m / (n + m).clamp_min(1)).sqrt() * apart",
+        "apart",
+        f"{MODELS}/test_budget.py",
+    ),
+    "a budget's cuts weigh by the gate's doubt": (
+        "models/hnet/routing.py",
+        "torch.where(boundary, prob, 1).gather(1, head)",
+        "prob.gather(1, head)",
+        f"{MODELS}/test_routing.py",
     ),
     "regions join over a moment": (
         "models/hnet/regions.py",

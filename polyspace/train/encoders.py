@@ -37,7 +37,8 @@ class EncoderConfig(Config):
     learned_selection: bool | None = Field(None, description="a learned score decides which chunks a budget keeps")
     positions: Literal["adaptive", "centroid", "none"] | None = Field(None, description="what tells a chunk's place")
     size_bias: bool | None = Field(None, description="a token counts in attention as often as it has cells")
-    max_chunks: int | None = Field(None, ge=1, description="tokens a clip where the content decides")
+    max_chunks: int | None = Field(None, ge=1, description="most tokens a clip where the content decides")
+    runs_per_chunk: float | None = Field(None, ge=1, description="runs that share a token where the content decides")
     recompute: bool | None = Field(None, description="activations again in the backward pass: less memory")
     groups: int | None = Field(None, ge=1, description="parts of a batch, by length, each padded to its own longest")
 

@@ -54,8 +54,9 @@ class JepaSettings:
     what is hit counts more than what isn't, and "something passes here" becomes a good answer whenever and whichever
     way it passes: with such weights to the end, direction is lost again. ema: decay at the first and the last step.
     budgets: range of the share of visible cells that is the budget on `budget_share` of the steps. region_share: share
-    of steps on which the online encoder joins places to regions (the target never does, and has no cap on its chunks:
-    its latents are those of single places). context_ramp: shares of the run between which the context loss comes in.
+    of steps on which the online encoder joins places to regions. But for these and for budgets, runs of single places
+    are not merged in pretraining, neither online nor in the target, whatever the encoder does in use. context_ramp:
+    shares of the run between which the context loss comes in.
     """
 
     total_steps: int
@@ -125,7 +126,9 @@ class JepaPhase(Phase):
     def _encode(self, video: Tensor, masks: Masks, step: int) -> Encoded:
         if isinstance(self.encoder, TubeletViT):
             return self.encoder.encode(video, masks.hidden)
-        return self.encoder.encode(video, masks.hidden, *self._choice(masks, step))
+        budget, regions = self._choice(masks, step)
+        selects = self.encoder.downsampler.score is not None  # the score of what is kept learns from what is merged
+        return self.encoder.encode(video, masks.hidden, budget, regions, capped=selects)
 
     def _encode_target(self, video: Tensor) -> Encoded:
         encoder, layers = self.target.model, self.settings.target_layers

@@ -102,18 +102,33 @@ def test_presets_build_on_meta_and_keep_the_conv_ratio(name):
 
 @pytest.mark.slow
 def test_large_costs_less_than_a_quarter_of_vjepa2_large():
-    """16 frames of 224², noise: everything moves, so all 196 chunks are in use."""
+    """16 frames of 224²: at the most chunks that a clip gets, and fewer for a clip that stands still."""
     transformers = pytest.importorskip("transformers")
     size = dict(crop_size=224, frames_per_clip=16, hidden_size=1024, num_hidden_layers=24, num_attention_heads=16)
     with torch.device("meta"):
         theirs = transformers.VJEPA2Model(transformers.VJEPA2Config(**size, mlp_ratio=4))
         video = torch.empty(1, 16, 3, 224, 224)
     whole = forward_flops(theirs, video, skip_predictor=True) / 1e9
-    ours = HNetViT.from_preset("large")
+    ours, noise = HNetViT.from_preset("large").eval(), torch.randn(1, 16, 224, 224, 3)
     with sdpa_kernel(SDPBackend.MATH):
-        cost = forward_flops(ours, torch.randn(1, 16, 224, 224, 3)) / 1e9
-    assert whole == pytest.approx(1194, rel=0.01) and cost == pytest.approx(186, rel=0.02)
+        busy, still = ours(noise), ours(noise[:, :1].expand_as(noise))
+        cost, some = (forward_flops(ours, noise, num_chunks=k) / 1e9 for k in (320, 196))
+    assert busy.num_chunks.tolist() == [320] and still.num_chunks.tolist() == [49]
+    assert whole == pytest.approx(1194, rel=0.01)
+    assert cost == pytest.approx(268, rel=0.02) and some == pytest.approx(186, rel=0.02)
     assert cost <= whole / 4
+
+
+@pytest.mark.parametrize("name", ["small", "base"])
+def test_real_sizes_choose_their_number_of_chunks_too(name):
+    """One block deep: the number is decided before the ViT."""
+    model = HNetViT.from_preset(name, depth=1, cell_depth=0).eval()
+    video = torch.randn(1, 1, 224, 224, 3).repeat(1, 8, 1, 1, 1)
+    numbers = []
+    for rows in (0, 56, 112):  # of the frame that change
+        video[:, :, :rows] = torch.randn(1, 8, rows, 224, 3)
+        numbers.append(int(model(video).num_chunks))
+    assert numbers == sorted(numbers) and numbers[0] == 49 <= 0.7 * numbers[-1]
 
 
 def test_tiny_takes_16x64x64_and_smaller():

@@ -22,6 +22,16 @@ def test_a_budget_gives_as_many_chunks(changes, budget):
     assert torch.allclose(f.assignment.sum(-1), torch.ones(3, 48), atol=1e-5)
 
 
+def test_a_cut_that_only_the_budget_wants_gives_cells_to_their_own_chunk():
+    still = torch.randn(2, 1, 32, 32, 3).repeat(1, 6, 1, 1, 1)
+    model = encoder()
+    assert model(still).num_chunks.tolist() == [16, 16]
+    cut = model.encode(still, num_chunks=40)
+    assert cut.valid.sum(1).tolist() == [40, 40] and cut.sizes.min() >= 1
+    own = cut.chunks.assignment.gather(2, cut.routing.own[..., None])
+    assert (own >= 0.5).all()
+
+
 def test_a_budget_has_at_least_one_chunk():
     for changes in ({}, {"fixed": (1, 1, 1)}, {"learned_selection": True}):
         with pytest.raises(ValueError, match="num_chunks must be at least 1"):

@@ -118,3 +118,22 @@ def visible_cells(
         return index, torch.ones_like(index, dtype=torch.bool)
     index, valid = pack_visible(hidden)
     return index.to(video.device), valid.to(video.device)
+
+
+class RowFinder:
+    """Rows of packed cells by their place in the grid."""
+
+    def __init__(self, cells: Cells) -> None:
+        t, h, w = cells.grid
+        b, v = cells.index.shape
+        self.cells = cells
+        self.rows = torch.arange(v, device=cells.index.device).expand(b, -1)
+        where = torch.full((b, t * h * w + 1), -1, device=self.rows.device, dtype=self.rows.dtype)
+        self.where = where.scatter(1, torch.where(cells.valid, cells.index, t * h * w), self.rows)[:, :-1]
+
+    def back(self, places: int, inside: Bool[Tensor, "B V"]) -> tuple[Int[Tensor, "B V"], Bool[Tensor, "B V"]]:
+        """Row of the cell so many grid places before each one (the own row where it isn't visible, or where `inside` is
+        False: it would lie across an edge), and whether it is there."""
+        found = self.where.gather(1, (self.cells.index - places).clamp_min(0))
+        there = self.cells.valid & inside & (found >= 0)
+        return torch.where(there, found, self.rows), there

@@ -1,4 +1,4 @@
-"""Runs of neighbouring columns that look alike join into one region: connected parts of a graph of touching runs."""
+"""Which runs of neighbouring columns touch, and regions: those that look alike, joined to connected parts."""
 
 from dataclasses import dataclass
 
@@ -6,17 +6,48 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-LAST = 2.0  # taken off the likeness of edges that join only for a budget
+from polyspace.models.hnet.encoder import Cells, RowFinder
+from polyspace.models.hnet.gate import Likeness
+
+APART = -2.0  # likeness of runs that touch but are no candidates for one region: lower than any cosine
 
 
 @dataclass(frozen=True)
 class Edges:
-    """Which runs touch: a, b (B,E) run numbers, alike (B,E) in −1 … 1, and `LAST` lower for those that never join of
-    themselves; −inf where there is no edge."""
+    """Which runs touch: a, b (B,E) run numbers, there (B,E) whether that is an edge, alike (B,E) a
+    cosine or `APART`."""
 
     a: Int[Tensor, "B E"]
     b: Int[Tensor, "B E"]
+    there: Bool[Tensor, "B E"]
     alike: Float[Tensor, "B E"]
+
+
+def touching(
+    cells: Cells,
+    find: RowFinder,
+    likeness: Likeness,
+    run: Int[Tensor, "B V"],
+    before: Int[Tensor, "B V"],
+    cut: Bool[Tensor, "B V"],
+    counts: Int[Tensor, " B"],
+    overlap: float,
+) -> Edges:
+    """Edges between runs side by side, and between a run and the one before it in its column (`APART`)."""
+    _, h, w = cells.grid
+    sides = [find.back(1, cells.index % w > 0), find.back(w, cells.index // w % h > 0)]
+    first = torch.cat([run.gather(1, rows) for rows, _ in sides], 1)
+    alike = torch.cat([likeness.to(rows) for rows, _ in sides], 1)
+    there = torch.cat([is_there for _, is_there in sides], 1)
+    side = side_edges(first, torch.cat([run, run], 1), alike, there, run_sizes(run, cells.valid, counts), overlap)
+    along = run.gather(1, before), run, cut, torch.full_like(alike[:, : run.shape[1]], APART)
+    return Edges(*(torch.cat(x, 1) for x in zip((side.a, side.b, side.there, side.alike), along, strict=True)))
+
+
+def run_sizes(run: Int[Tensor, "B V"], valid: Bool[Tensor, "B V"], counts: Int[Tensor, " B"]) -> Int[Tensor, "B M"]:
+    """Cells of each run."""
+    sizes = torch.zeros(len(run), int(counts.max()), dtype=torch.long, device=run.device)
+    return sizes.scatter_add(1, torch.where(valid, run, 0), valid.long())
 
 
 def side_edges(
@@ -25,10 +56,10 @@ def side_edges(
     alike: Float[Tensor, "B P"],
     there: Bool[Tensor, "B P"],
     sizes: Int[Tensor, "B M"],
-    overlap: float | None,
+    overlap: float,
 ) -> Edges:
     """One edge a pair of runs, from pairs of cells beside each other: their mean likeness. Runs that share fewer than
-    `overlap` of their steps (intersection over union; None: all) are not one thing at one time: `LAST`."""
+    `overlap` of their steps (intersection over union) are not one thing at one time: `APART`."""
     runs = sizes.shape[1]
     key, order = torch.where(there, first * runs + second, runs * runs).sort(dim=1, stable=True)
     fresh = torch.ones_like(key, dtype=torch.bool)
@@ -41,41 +72,7 @@ def side_edges(
     a, b = pair // runs, pair % runs
     union = sizes.gather(1, a) + sizes.gather(1, b) - shared
     mean = total / shared.clamp_min(1)
-    score = mean - LAST if overlap is None else torch.where(shared >= overlap * union, mean, mean - LAST)
-    return Edges(a, b, torch.where(shared > 0, score, float("-inf")))
-
-
-def join(
-    edges: Edges, counts: Int[Tensor, " B"], runs: int, threshold: float | Tensor, least: int | None, most: int | None
-) -> Int[Tensor, "B M"]:
-    """Runs -> region (the lowest run number in it): joined along all edges more alike than `threshold`.
-
-    Where that leaves fewer than `least` or more than `most` regions, fewer or more edges are taken, most alike first,
-    until there are as many: single-linkage clustering, cut where the budget says. More than `most` can be left only
-    where no edges are (parts that hidden cells separate).
-    """
-    alike, order = edges.alike.sort(dim=1, descending=True, stable=True)
-    a, b = edges.a.gather(1, order), edges.b.gather(1, order)
-    rank = torch.arange(a.shape[1], device=a.device).expand_as(a)
-    limit = torch.as_tensor(threshold, device=a.device, dtype=alike.dtype).detach().clamp_min(-1)
-    taken = (alike > limit).sum(1)
-    labels = components(a, b, rank < taken[:, None], runs)
-
-    def left(labels: Tensor) -> Tensor:
-        whole = labels == torch.arange(runs, device=labels.device)
-        return whole.sum(1) - (runs - counts)  # padding runs are regions of their own
-
-    natural = left(labels)
-    goal = natural.clamp(min=least, max=most) if least is not None or most is not None else natural
-    if bool((goal == natural).all()):
-        return labels
-    low, high = torch.zeros_like(taken), (alike > float("-inf")).sum(1)  # fewest edges that leave at most `goal`
-    while bool((low < high).any()):
-        middle = (low + high) // 2
-        enough = left(components(a, b, rank < middle[:, None], runs)) <= goal
-        low, high = torch.where(enough, low, (middle + 1).minimum(high)), torch.where(enough, middle, high)
-    taken = torch.where(goal == natural, taken, high)
-    return components(a, b, rank < taken[:, None], runs)
+    return Edges(a, b, shared > 0, torch.where(shared >= overlap * union, mean, APART))
 
 
 def components(a: Int[Tensor, "B E"], b: Int[Tensor, "B E"], on: Bool[Tensor, "B E"], nodes: int) -> Int[Tensor, "B M"]:
@@ -90,3 +87,10 @@ def components(a: Int[Tensor, "B E"], b: Int[Tensor, "B E"], on: Bool[Tensor, "B
         if torch.equal(new, label):
             return label
         label = new
+
+
+def renumber(region: Int[Tensor, "B M"], counts: Int[Tensor, " B"]) -> tuple[Int[Tensor, "B M"], Int[Tensor, " B"]]:
+    """Regions named by their lowest run -> regions 0, 1, 2 …, and how many there are (padding runs not counted)."""
+    runs = torch.arange(region.shape[1], device=region.device)
+    first = (region == runs) & (runs < counts[:, None])
+    return (first.long().cumsum(1) - 1).clamp_min(0).gather(1, region), first.sum(1)

@@ -13,9 +13,10 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from polyspace.models.hnet.encoder import Cells, Grid
+from polyspace.models.hnet.budget import merge_to
+from polyspace.models.hnet.encoder import Cells, Grid, RowFinder
 from polyspace.models.hnet.gate import BoundaryGate, Likeness
-from polyspace.models.hnet.regions import LAST, Edges, join, side_edges
+from polyspace.models.hnet.regions import Edges, components, renumber, run_sizes, touching
 from polyspace.models.hnet.sparse_attention import NativeSparseAttention
 from polyspace.models.layers import Block, sincos_code
 from polyspace.utils.misc import wide
@@ -86,11 +87,17 @@ class SparseRouting(nn.Module):
         self.soft, self.fixed, self.overlap = soft, fixed, overlap
 
     def forward(
-        self, cells: Cells, least: int | None = None, most: int | None = None, regions: bool = False
+        self,
+        cells: Cells,
+        least: int | None = None,
+        most: int | None = None,
+        regions: bool = False,
+        runs_per_chunk: float = 1.0,
     ) -> Routing:
-        """`regions` joins alike runs side by side; else every column keeps its own chunks. Fewer than `least` chunks: a
-        clip is cut further, most probable boundaries first, as far as it has cells. More than `most`: runs that touch
-        join, most alike first; what touches nowhere is for the downsampler to merge. A fixed grid stays as it is."""
+        """Chunks of each clip's own number: its runs over `runs_per_chunk`, `most` at most. `regions` first joins all
+        alike runs side by side. With `least` neither counts, there are at least so many: a clip is cut further, most
+        probable boundaries first, as far as it has cells. Where there are more runs than chunks, those that touch merge
+        with the least loss; what touches nowhere is for the downsampler. A fixed grid stays as it is."""
         fine = self.contextualise(cells)
         if self.gate is None:
             return self.blocks_of(cells, fine)
@@ -102,17 +109,46 @@ class SparseRouting(nn.Module):
         boundary = (prob >= 0.5) & cells.valid
         cut = boundary if least is None else boundary | most_probable(prob, judged, cells.valid, least)
         run, earlier, head, counts = follow(before, judged, cut, cells.grid[0])
-        share = prob.gather(1, head) if self.soft else torch.ones_like(prob)
-        if regions or (most is not None and bool((counts > most).any())):
+        # where only a budget asks for a cut, p is below ½: the chunk is its own cells' all the same
+        share = torch.where(boundary, prob, 1).gather(1, head) if self.soft else torch.ones_like(prob)
+        goal = counts if least is not None else (counts / runs_per_chunk).ceil().long()
+        goal = goal if most is None else goal.clamp_max(most)
+        regions = regions and least is None
+        if regions or bool((goal < counts).any()):
             with torch.no_grad():
-                overlap = self.overlap if regions else None
-                edges = touching(cells, find, likeness, run, before, cut & judged, counts, overlap)
-                region = join(edges, counts, int(counts.max()), self.gate.bound, least, most)
-                region, counts = renumber(region, counts)
-            run, earlier = region.gather(1, run), region.gather(1, earlier)
+                edges = touching(cells, find, likeness, run, before, cut & judged, counts, self.overlap)
+                label, counts = self.join(edges, likeness, run, cells.valid, counts, goal, regions)
+            run, earlier = label.gather(1, run), label.gather(1, earlier)
         valid = torch.arange(int(counts.max()), device=run.device) < counts[:, None]
         own, earlier = (torch.where(cells.valid, s, 0) for s in (run, earlier))
         return Routing(fine, own, earlier, share, valid, prob, boundary, judged, cut)
+
+    def join(
+        self,
+        edges: Edges,
+        likeness: Likeness,
+        run: Int[Tensor, "B V"],
+        valid: Bool[Tensor, "B V"],
+        counts: Int[Tensor, " B"],
+        goal: Int[Tensor, " B"],
+        regions: bool,
+    ) -> tuple[Int[Tensor, "B M"], Int[Tensor, " B"]]:
+        """Runs -> chunks 0, 1, 2 …, and how many there are."""
+        assert self.gate is not None
+        slots = int(counts.max())
+        label = torch.arange(slots, device=run.device).expand(len(run), -1)
+        a, b = edges.a, edges.b
+        if regions:
+            label, counts = renumber(components(a, b, edges.there & (edges.alike > self.gate.bound), slots), counts)
+            run, a, b = (label.gather(1, x) for x in (run, a, b))
+        if bool((counts > goal).any()):
+            size = run_sizes(run, valid, counts).to(likeness.code.dtype)
+            code = torch.where(valid[..., None], likeness.code, 0)
+            where = run.clamp_max(size.shape[1] - 1)[..., None].expand(code.shape)
+            total = code.new_zeros(*size.shape, code.shape[-1]).scatter_add(1, where, code)
+            parts, counts = renumber(merge_to(goal, counts, total, size, (a, b, edges.there & (a != b))), counts)
+            label = parts.gather(1, label.clamp_max(parts.shape[1] - 1))
+        return label, counts
 
     def contextualise(self, cells: Cells) -> Float[Tensor, "B V D"]:
         x = cells.x
@@ -139,25 +175,6 @@ class SparseRouting(nn.Module):
         return Routing(fine, own, own, sure, valid, sure, cells.valid, nothing, cells.valid, gated=False)
 
 
-class RowFinder:
-    """Rows of packed cells by their place in the grid."""
-
-    def __init__(self, cells: Cells) -> None:
-        t, h, w = cells.grid
-        b, v = cells.index.shape
-        self.cells = cells
-        self.rows = torch.arange(v, device=cells.index.device).expand(b, -1)
-        where = torch.full((b, t * h * w + 1), -1, device=self.rows.device, dtype=self.rows.dtype)
-        self.where = where.scatter(1, torch.where(cells.valid, cells.index, t * h * w), self.rows)[:, :-1]
-
-    def back(self, places: int, inside: Bool[Tensor, "B V"]) -> tuple[Int[Tensor, "B V"], Bool[Tensor, "B V"]]:
-        """Row of the cell so many grid places before each one (the own row where it isn't visible, or where `inside` is
-        False: it would lie across an edge), and whether it is there."""
-        found = self.where.gather(1, (self.cells.index - places).clamp_min(0))
-        there = self.cells.valid & inside & (found >= 0)
-        return torch.where(there, found, self.rows), there
-
-
 def most_probable(
     prob: Float[Tensor, "B V"], judged: Bool[Tensor, "B V"], valid: Bool[Tensor, "B V"], num_chunks: int
 ) -> Bool[Tensor, "B V"]:
@@ -179,34 +196,3 @@ def follow(
         head = head.gather(1, head)
     run = (boundary.long().cumsum(1) - 1).clamp_min(0).gather(1, head)
     return run, run.gather(1, before.gather(1, head)), head, boundary.sum(1)
-
-
-def touching(
-    cells: Cells,
-    find: RowFinder,
-    likeness: Likeness,
-    run: Int[Tensor, "B V"],
-    before: Int[Tensor, "B V"],
-    cut: Bool[Tensor, "B V"],
-    counts: Int[Tensor, " B"],
-    overlap: float | None,
-) -> Edges:
-    """Edges between runs side by side, and (last of all) between a run and the one before it."""
-    _, h, w = cells.grid
-    sides = [find.back(1, cells.index % w > 0), find.back(w, cells.index // w % h > 0)]
-    first = torch.cat([run.gather(1, rows) for rows, _ in sides], 1)
-    alike = torch.cat([likeness.to(rows) for rows, _ in sides], 1)
-    there = torch.cat([is_there for _, is_there in sides], 1)
-    sizes = torch.zeros(len(run), int(counts.max()), dtype=torch.long, device=run.device)
-    sizes.scatter_add_(1, torch.where(cells.valid, run, 0), cells.valid.long())
-    side = side_edges(first, torch.cat([run, run], 1), alike, there, sizes, overlap)
-    along = torch.where(cut, likeness.to(before) - LAST, float("-inf"))
-    pairs = (side.a, run.gather(1, before)), (side.b, run), (side.alike, along)
-    return Edges(*(torch.cat(x, 1) for x in pairs))
-
-
-def renumber(region: Int[Tensor, "B M"], counts: Int[Tensor, " B"]) -> tuple[Int[Tensor, "B M"], Int[Tensor, " B"]]:
-    """Regions named by their lowest run -> regions 0, 1, 2 …, and how many there are (padding runs not counted)."""
-    runs = torch.arange(region.shape[1], device=region.device)
-    first = (region == runs) & (runs < counts[:, None])
-    return (first.long().cumsum(1) - 1).clamp_min(0).gather(1, region), first.sum(1)

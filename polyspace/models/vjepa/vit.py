@@ -21,7 +21,9 @@ from polyspace.models.layers import Block, sincos_code
 from polyspace.utils.errors import did_you_mean
 from polyspace.utils.misc import masked_mean
 
-# The conv width is about a twenty-fourth of the ViT's in every preset.
+# The conv width is about a twenty-fourth of the ViT's in every preset. When the gate cuts as often as the ratio loss
+# wants, a clip of 224² has some 470 (16 frames) to 780 (32) runs; a quarter of them are 120 to 200 chunks.
+REAL: dict[str, Any] = dict(unit=16, cell_depth=2, runs_per_chunk=4.0, max_chunks=320)
 PRESETS: dict[str, dict[str, Any]] = {
     "tiny": dict(
         dim=96,
@@ -34,9 +36,9 @@ PRESETS: dict[str, dict[str, Any]] = {
         groups=2,
         conv_blocks=(1, 1),
     ),
-    "small": dict(dim=384, depth=12, heads=6, cell_dim=192, conv_width=16, unit=16, cell_depth=2, max_chunks=196),
-    "base": dict(dim=768, depth=12, heads=12, cell_dim=256, conv_width=32, unit=16, cell_depth=2, max_chunks=196),
-    "large": dict(dim=1024, depth=24, heads=16, cell_dim=256, conv_width=44, unit=16, cell_depth=2, max_chunks=196),
+    "small": dict(dim=384, depth=12, heads=6, cell_dim=192, conv_width=16, **REAL),
+    "base": dict(dim=768, depth=12, heads=12, cell_dim=256, conv_width=32, **REAL),
+    "large": dict(dim=1024, depth=24, heads=16, cell_dim=256, conv_width=44, **REAL),
 }
 
 
@@ -162,10 +164,11 @@ class HNetViT(nn.Module):
     `forward(video, hidden=None, num_chunks=None, regions=None)`: video (B,T,H,W,3) normalised; hidden bool
     (B,H/u,W/u) for whole columns or (B,T/τ,H/u,W/u), True = not to be seen, u = `unit` pixels, τ = `unit_frames`;
     num_chunks sets a budget (at most so many tokens a clip, and so many where a gate decides and the clip has that
-    many cells), else the content decides up to `max_chunks`. Every place has chunks of its own until a budget makes
-    neighbours join, the most alike first; with `regions`, all that look alike at the same time do (fewer tokens, at
-    some loss). With `size_bias` a token counts in attention as often as it has cells (logit + log size: token merging's
-    proportional attention, arXiv 2210.09461, section 3). Nothing that is returned depends on hidden pixels.
+    many cells). Else the content decides: a clip has as many chunks as it has runs (places between two changes), over
+    `runs_per_chunk` and up to `max_chunks`. Where these ask for fewer, runs that touch merge with the least loss; with
+    `regions`, all that look alike at the same time do. With `size_bias` a token counts in attention as often as it has
+    cells (logit + log size: token merging's proportional attention, arXiv 2210.09461, section 3). Nothing that is
+    returned depends on hidden pixels.
     """
 
     def __init__(
@@ -190,12 +193,13 @@ class HNetViT(nn.Module):
         positions: PositionKind = "adaptive",
         size_bias: bool = False,
         max_chunks: int | None = None,
+        runs_per_chunk: float = 1.0,
         recompute: bool = False,
         groups: int = 1,
     ) -> None:
         super().__init__()
         self.dim, self.unit, self.unit_frames, self.max_chunks = dim, unit, unit_frames, max_chunks
-        self.regions, self.size_bias = regions, size_bias
+        self.regions, self.size_bias, self.runs_per_chunk = regions, size_bias, runs_per_chunk
         width = cell_dim or dim
         cell_heads = max(n for n in range(1, max(1, width // 32) + 1) if width % n == 0)
         self.stem: nn.Module = (
@@ -225,14 +229,21 @@ class HNetViT(nn.Module):
         capped: bool = True,
         layers: int = 1,
     ) -> Encoded:
-        """As `forward`, with all that is known on the way; `capped` False lifts `max_chunks`, `layers` as in ViT."""
+        """As `forward`, with all that is known on the way; `capped` False leaves all runs as they are (neither
+        `runs_per_chunk` nor `max_chunks`, but a budget holds); `layers` as in ViT."""
         cells = self.stem(video, _flat(hidden, video, self.unit, self.unit_frames))
         if num_chunks is not None and num_chunks < 1:
             raise ValueError(f"num_chunks must be at least 1, not {num_chunks}")
         most = num_chunks or (self.max_chunks if capped else None)
         selects = self.downsampler.score is not None  # then the learned score decides what is kept, not likeness
         regions = self.regions if regions is None else regions
-        routing = self.routing(cells, num_chunks, None if selects else most, regions)
+        routing = self.routing(
+            cells,
+            num_chunks,
+            None if selects else most,
+            regions,
+            self.runs_per_chunk if capped and not selects else 1.0,
+        )
         chunks = self.downsampler(cells, routing, most)
         x = self.widen(chunks.tokens)
         x = x + self.position(chunks.centroids, chunks.sizes).to(x.dtype)

@@ -3,7 +3,7 @@
     python bench/attention.py --out docs/results/attention.json
 
 Forward + backward of one layer (width 256, 4 heads) on a video of N cells. `ours` is the sparse form whatever the
-length, `switch` what the module picks by itself. Every measurement runs in a process of its own, so that its memory
+length, `switch` what the module picks by itself; last rows: grids of which only some columns are visible. Every measurement runs in a process of its own, so that its memory
 peak is its own.
 """
 
@@ -38,6 +38,7 @@ GRIDS = {
 }
 GRIDS |= {12544: (64, 14, 14), 25088: (32, 28, 28), 50176: (64, 28, 28)}
 KINDS = ("dense", "ours", "switch", "package")
+MASKED = [(3136, 0.25), (3136, 0.1), (12544, 0.25), (12544, 0.1)]  # cells, share of the columns that is visible
 
 
 def peak_mib() -> float:
@@ -61,11 +62,16 @@ def package_layer() -> nn.Module:
     )
 
 
-def one(kind: str, cells: int, repeats: int) -> dict[str, float]:
+def one(kind: str, cells: int, visible: float, repeats: int) -> dict[str, float]:
     torch.manual_seed(0)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     grid = GRIDS[cells]
-    x = torch.randn(1, cells, DIM, device=device, requires_grad=True)
+    where = None
+    if visible < 1:
+        columns = torch.randperm(grid[1] * grid[2])[: round(visible * grid[1] * grid[2])].sort().values
+        where = (torch.arange(grid[0])[:, None] * grid[1] * grid[2] + columns).reshape(1, -1).to(device)
+    seen = cells if where is None else where.shape[1]
+    x = torch.randn(1, seen, DIM, device=device, requires_grad=True)
     if kind == "package":
         layer = package_layer().to(device)
         call = layer
@@ -74,7 +80,7 @@ def one(kind: str, cells: int, repeats: int) -> dict[str, float]:
         dense = {"dense": True, "ours": False, "switch": None}[kind]
 
         def call(t: torch.Tensor) -> torch.Tensor:
-            return layer(t, grid, dense=dense)
+            return layer(t, grid, where, dense=dense)
 
     before, times = peak_mib(), []
     for _ in range(repeats + 1):
@@ -104,29 +110,33 @@ def main() -> None:
     parser.add_argument("--cells", type=int, nargs="+", default=list(GRIDS), choices=GRIDS)
     parser.add_argument("--kinds", nargs="+", default=list(KINDS), choices=KINDS)
     parser.add_argument("--patience", type=float, default=300.0, help="seconds after which a measurement is given up")
-    parser.add_argument("--one", nargs=2, help=argparse.SUPPRESS)
+    parser.add_argument("--one", nargs=3, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.one:
-        cells = int(args.one[1])
-        sys.stdout.write(json.dumps(one(args.one[0], cells, 5 if cells <= 8192 else 2)))
+        cells, visible = int(args.one[1]), float(args.one[2])
+        sys.stdout.write(json.dumps(one(args.one[0], cells, visible, 5 if cells <= 8192 else 2)))
         return
     rows: list[dict[str, Any]] = []
-    for cells in args.cells:
-        row: dict[str, Any] = {"cells": cells, "grid": GRIDS[cells]}
+    for cells, visible in [(n, 1.0) for n in args.cells] + [case for case in MASKED if case[0] in args.cells]:
+        row: dict[str, Any] = {"cells": cells, "grid": GRIDS[cells], "visible": visible}
         for kind in args.kinds:
-            line = [sys.executable, __file__, "--one", kind, str(cells)]
-            failed = any("error" in r[kind] for r in rows)
-            row[kind] = {"error": "not tried: failed at fewer cells"} if failed else measured(line, args.patience)
+            line = [sys.executable, __file__, "--one", kind, str(cells), str(visible)]
+            failed = any("error" in r[kind] and r["visible"] == visible for r in rows)
+            if kind == "package" and visible < 1:
+                row[kind] = {"error": "knows whole sequences only"}
+            else:
+                row[kind] = {"error": "not tried: failed at fewer cells"} if failed else measured(line, args.patience)
         rows.append(row)
-        say(f"{cells}: " + ", ".join(f"{k} {row[k].get('seconds', float('nan')):.3f} s" for k in args.kinds))
+        times = ", ".join(f"{k} {row[k].get('seconds', float('nan')):.3f} s" for k in args.kinds)
+        say(f"{cells} cells, {visible:.0%} visible: {times}")
     shown = [
         [
-            str(r["cells"]),
+            f"{r['cells']} ({r['visible']:.0%})",
             *(f"{r[k]['seconds']:.3f} / {r[k]['peak_mib']:.0f}" if "seconds" in r[k] else "–" for k in args.kinds),
         ]
         for r in rows
     ]
-    for line in table(shown, ["cells", *(f"{k} (s / MiB)" for k in args.kinds)]):
+    for line in table(shown, ["cells (visible)", *(f"{k} (s / MiB)" for k in args.kinds)]):
         say(line)
     if args.out:
         about = {"width": DIM, "heads": HEADS, "sparse_from": SPARSE_FROM, "rows": rows}

@@ -170,7 +170,7 @@ FAULTS = {
         "tests/losses",
     ),
     "selection takes the worst blocks": (
-        "models/hnet/sparse_attention.py",
+        "models/hnet/sparse_forms.py",
         "logits.softmax(-1).mean(1).topk(",
         "(-logits.softmax(-1).mean(1)).topk(",
         f"{MODELS}/test_sparse_attention.py",

@@ -75,16 +75,33 @@ def test_selection_takes_the_block_that_the_query_likes_best():
     assert not torch.equal(module(changed, GRID, dense=False)[0, ~right], out[0, ~right])
 
 
-@pytest.mark.parametrize("dense", [True, False])
-def test_padding_and_absent_cells_change_nothing(dense):
+@pytest.mark.parametrize(("dense", "packed"), [(True, None), (False, True), (False, False)])
+def test_padding_and_absent_cells_change_nothing(dense, packed):
     module = attention()
     cells = torch.randperm(CELLS)[:50].sort().values[None]
     x = torch.randn(1, 50, 16, dtype=torch.float64)
-    y = module(x, GRID, cells, dense=dense)
+    y = module(x, GRID, cells, dense=dense, packed=packed)
     padded = torch.cat([x, 1e3 * torch.randn(1, 7, 16, dtype=torch.float64)], 1)
     index = torch.cat([cells, torch.zeros(1, 7, dtype=torch.long)], 1)
     pad = torch.arange(57)[None] >= 50
-    assert torch.allclose(module(padded, GRID, index, pad, dense=dense)[:, :50], y)
+    assert torch.allclose(module(padded, GRID, index, pad, dense=dense, packed=packed)[:, :50], y)
+
+
+@pytest.mark.parametrize("selected", [1, 2, 5])
+def test_packed_and_block_by_block_are_one_function(selected):
+    module = attention(num_selected=selected)
+    torch.nn.init.normal_(module.gate.weight)
+    cells = torch.stack([torch.randperm(CELLS)[:40].sort().values for _ in range(3)])
+    cells[2] = torch.arange(40)  # in few blocks
+    pad = torch.arange(40) >= torch.tensor([[40], [23], [38]])
+    outputs = []
+    for packed in (True, False):
+        x = torch.randn(3, 40, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).requires_grad_()
+        y = module(x, GRID, torch.where(pad, 0, cells), pad, dense=False, packed=packed)
+        (y * ~pad[..., None]).pow(3).sum().backward()
+        outputs.append((torch.where(pad[..., None], 0, y), x.grad))
+    for ours, theirs in zip(*outputs, strict=True):
+        assert torch.allclose(ours, theirs, atol=1e-12)
 
 
 def test_sparse_rows_of_one_clip_do_not_see_another():

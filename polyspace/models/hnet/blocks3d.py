@@ -1,7 +1,7 @@
 """Cuboid blocks of a 3-D grid: which cell lies in which block, and which cells surround one."""
 
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
 import torch
 from torch import Tensor
@@ -19,6 +19,16 @@ class BlockLayout:
     halo: Tensor
     num_blocks: int
     size: int
+
+    @property
+    def slots(self) -> int:
+        return self.num_blocks * self.size
+
+    @cached_property
+    def near(self) -> Tensor:
+        """(num_blocks, slots): the positions in and around each block, as a mask."""
+        out = torch.zeros(self.num_blocks, self.slots + 1, dtype=torch.bool)
+        return out.scatter(1, torch.where(self.halo < 0, self.slots, self.halo), True)[:, :-1]
 
 
 @lru_cache(maxsize=16)

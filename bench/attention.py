@@ -3,8 +3,8 @@
     python bench/attention.py --out docs/results/attention.json
 
 Forward + backward of one layer (width 256, 4 heads) on a video of N cells. `ours` is the sparse form whatever the
-length, `switch` what the module picks by itself; last rows: grids of which only some columns are visible. Every measurement runs in a process of its own, so that its memory
-peak is its own.
+length, `switch` what the module picks by itself; in the last rows only some columns of the grid are visible. Every
+measurement runs in a process of its own, so that its memory peak is its own.
 """
 
 import argparse

@@ -72,6 +72,8 @@ ABLATIONS = {
     "vicregl": Arm(HNET, HNET_STEP | {"vicregl_weight": 0.01}),
     "half_tubes": Arm(HNET, HNET_STEP | {"future_share": 0.5}),
     "chunk_targets": Arm(HNET, HNET_STEP | {"target": "chunk"}),
+    "chunk_targets_tubes": Arm(HNET, HNET_STEP | {"target": "chunk", "future_share": 0.5}),
+    "budgets": Arm(HNET, HNET_STEP | {"budgets": (0.1, 0.5)}),
     "cells_weigh_alike": Arm(HNET, HNET_STEP | {"chunk_weight_until": 0.0}),
     "no_chunks": Arm(HNET | {"fixed": (1, 1, 1)}, HNET_STEP),
 }

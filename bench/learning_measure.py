@@ -132,7 +132,8 @@ def flops(encoder: HNetViT | TubeletViT, video: Tensor) -> float:
 
 @torch.no_grad()
 def chunk_measures(encoder: HNetViT, clips: MovingClips, count: int = 100) -> dict[str, float]:
-    """Over held-out clips: Spearman(M, motion); chunks of a still clip against the busiest tenth; adjusted Rand index
+    """Over held-out clips: Spearman(M, motion); chunks of a still clip (first frames, with
+    noise of their own in every frame) against the busiest tenth; adjusted Rand index
     of chunks and objects (per pixel, ground included, a pixel is in its cell's chunk), beside that of as many equal
     blocks of the grid. `*_cells`: the same per cell, which is what most of its pixels are; `ari_majority`: what cells
     reach that are labelled so by the masks themselves."""
@@ -141,7 +142,9 @@ def chunk_measures(encoder: HNetViT, clips: MovingClips, count: int = 100) -> di
     assert e.chunks is not None and clips.mask is not None
     number = e.valid.sum(1).double()
     motion = motion_of(video).double()
-    still = encoder.encode(normalise(video[:, :1].expand_as(video)))
+    grain = 0.03 * 255 * torch.randn(video.shape, generator=torch.Generator().manual_seed(0))  # the generator's own
+    repeated = (video[:, :1].float() + grain).round().clamp(0, 255).to(torch.uint8)
+    still = encoder.encode(normalise(repeated))
     busy = number[motion.argsort(descending=True)[: count // 10]].mean()
     t, h, w = e.cells.grid
     pixels = clips.mask[:count].view(count, t, -1, h, encoder.unit, w, encoder.unit).permute(0, 1, 3, 5, 2, 4, 6)

@@ -3,9 +3,11 @@
 import os
 import signal
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from dataclasses import replace
+from functools import partial
 from multiprocessing import connection, get_context, parent_process
 from pathlib import Path
 from typing import Protocol, runtime_checkable
@@ -19,7 +21,7 @@ from polyspace.data.extract import Views, decode_clip
 from polyspace.data.moving import normalise
 from polyspace.data.records import ClipRecord
 from polyspace.data.sampling import Sampling
-from polyspace.data.transforms import crop_at, normalize, resize, resized_shape
+from polyspace.data.transforms import crop_at, normalize, random_crop, resize, resized_shape
 from polyspace.data.video import VideoError
 from polyspace.utils.checkpoint_io import read_json, write_json
 from polyspace.utils.errors import UserError
@@ -31,14 +33,15 @@ _DEAD = "a data worker died; run the same line again to go on from the last chec
 
 @runtime_checkable
 class ClipSource(Protocol):
-    """Clips by index. `prefetch` is told which ones come next; `first` gives up to so many readable clips, for
-    pictures; `failed` names those that can't be read, and why. A batch of which none can be read is None."""
+    """Clips by visit: epoch·(number of clips) + index, so that a source may show a clip in another way each time and a
+    continued run still sees the same. `prefetch` is told which ones come next; `first` gives up to so many readable
+    clips, for pictures; `failed` names those that can't be read, and why. A batch of which none can be read is None."""
 
     failed: dict[str, str]
 
     def __len__(self) -> int: ...
-    def batch(self, indices: Tensor) -> VideoBatch | None: ...
-    def prefetch(self, indices: Tensor) -> None: ...
+    def batch(self, visits: Tensor) -> VideoBatch | None: ...
+    def prefetch(self, visits: Tensor) -> None: ...
     def first(self, count: int) -> Tensor | None: ...
     def close(self) -> None: ...
 
@@ -53,7 +56,8 @@ class MemoryClips:
     def __len__(self) -> int:
         return len(self.video)
 
-    def batch(self, indices: Tensor) -> VideoBatch:
+    def batch(self, visits: Tensor) -> VideoBatch:
+        indices = visits % len(self)
         return VideoBatch(
             video=normalise(self.video[indices]), label=None if self.label is None else self.label[indices]
         )
@@ -61,7 +65,7 @@ class MemoryClips:
     def first(self, count: int) -> Tensor | None:
         return normalise(self.video[:count])
 
-    def prefetch(self, indices: Tensor) -> None:
+    def prefetch(self, visits: Tensor) -> None:
         """Nothing to do."""
 
     def close(self) -> None:
@@ -72,7 +76,8 @@ class FileClips:
     """Video files, decoded by `workers` processes one update ahead (0: here, when asked for).
 
     A clip that can't be read is left out of its batch, reported once, and never replaced by another; more than
-    `max_failed` of all clips stop the run. With a file for `notes` that is so across restarts too.
+    `max_failed` of all clips stop the run. With a file for `notes` that is so across restarts too. With a `seed`, every
+    visit has frames and a crop of its own, a function of seed and visit; without, always the middle ones.
     """
 
     def __init__(
@@ -83,9 +88,10 @@ class FileClips:
         workers: int = 0,
         max_failed: float = 0.05,
         notes: Path | None = None,
+        seed: int | None = None,
     ) -> None:
         self.records, self.plan, self.sampling = list(records), plan, sampling
-        self.max_failed, self.notes = max_failed, notes
+        self.max_failed, self.notes, self.seed = max_failed, notes, seed
         self.failed: dict[str, str] = {}
         if notes is not None and notes.is_file():
             self.failed |= read_json(notes, "list of unreadable clips")
@@ -95,23 +101,24 @@ class FileClips:
     def __len__(self) -> int:
         return len(self.records)
 
-    def prefetch(self, indices: Tensor) -> None:
+    def prefetch(self, visits: Tensor) -> None:
         if self._pool is None:
             return
-        for index in indices.tolist():
-            if index not in self._ahead and self.records[index].id not in self.failed:
+        for visit in visits.tolist():
+            record = self.records[visit % len(self)]
+            if visit not in self._ahead and record.id not in self.failed:
                 try:
-                    job = self._pool.submit(read_clip, self.records[index].path, self.plan, self.sampling)
+                    job = self._pool.submit(read_clip, record.path, self.plan, self.sampling, self._draw(visit))
                 except BrokenProcessPool as error:
                     raise UserError(_DEAD) from error
-                self._ahead[index] = job
+                self._ahead[visit] = job
 
-    def batch(self, indices: Tensor) -> VideoBatch | None:
-        self.prefetch(indices)
+    def batch(self, visits: Tensor) -> VideoBatch | None:
+        self.prefetch(visits)
         clips, labels, rows = [], [], []
-        for row, index in enumerate(indices.tolist()):
-            record = self.records[index]
-            clip = self._readable(index)
+        for row, visit in enumerate(visits.tolist()):
+            record = self.records[visit % len(self)]
+            clip = self._readable(record, partial(self._get, visit))
             if clip is not None:
                 clips.append(clip)
                 labels.append(-1 if record.label is None else record.label)
@@ -123,32 +130,34 @@ class FileClips:
 
     def first(self, count: int) -> Tensor | None:
         found = []
-        for index in range(len(self)):
-            clip = self._readable(index)
+        for record in self.records:
+            clip = self._readable(record, partial(read_clip, record.path, self.plan, self.sampling))
             if clip is not None:
                 found.append(clip)
             if len(found) == count:
                 break
         return normalize(torch.stack(found), self.plan) if found else None
 
-    def _readable(self, index: int) -> Tensor | None:
+    def _readable(self, record: ClipRecord, read: Callable[[], np.ndarray]) -> Tensor | None:
         """The clip as uint8, or None and a note when it can't be read."""
-        record = self.records[index]
         if record.id in self.failed:
             return None
         try:
-            return torch.from_numpy(self._get(index))
+            return torch.from_numpy(read())
         except VideoError as error:
             self._note(record, error.reason)
         except IndexError as error:
             self._note(record, str(error).removeprefix(f"{record.path}: "))
         return None
 
-    def _get(self, index: int) -> np.ndarray:
-        if index not in self._ahead:  # no workers, or a clip asked for twice in one update
-            return read_clip(self.records[index].path, self.plan, self.sampling)
+    def _draw(self, visit: int) -> int | None:
+        return None if self.seed is None else (self.seed * 1_000_003 + visit) * 2_147_483_629 % 2**63
+
+    def _get(self, visit: int) -> np.ndarray:
+        if visit not in self._ahead:  # no workers, or a clip asked for twice in one update
+            return read_clip(self.records[visit % len(self)].path, self.plan, self.sampling, self._draw(visit))
         try:
-            return self._ahead.pop(index).result()
+            return self._ahead.pop(visit).result()
         except BrokenProcessPool as error:
             raise UserError(_DEAD) from error
 
@@ -168,11 +177,14 @@ class FileClips:
             self._pool.shutdown(wait=False, cancel_futures=True)
 
 
-def read_clip(path: Path, plan: Plan, sampling: Sampling) -> np.ndarray:
-    """One clip, resized and cropped as the plan says, uint8 (T,H,W,3): a quarter of the normalised size, and no file
-    handle, on its way between processes."""
-    chosen, _, _ = decode_clip(path, {"clip": plan}, Views(sampling), need=2)
+def read_clip(path: Path, plan: Plan, sampling: Sampling, draw: int | None = None) -> np.ndarray:
+    """One clip, resized and cropped as the plan says or, with a `draw`, at random; uint8 (T,H,W,3): a quarter of the
+    normalised size, and no file handle, on its way between processes."""
+    chosen, _, _ = decode_clip(path, {"clip": plan}, Views(replace(sampling, draw=draw)), need=2)
     video = chosen["clip"][0]
+    if draw is not None:
+        generator = torch.Generator().manual_seed(draw + 1)
+        return random_crop(video, plan.crop, generator, mode=plan.interpolation).contiguous().numpy()
     shape = resized_shape(video.shape[1], video.shape[2], plan.resize)
     return crop_at(resize(video, shape, plan.interpolation), plan.crop).contiguous().numpy()
 

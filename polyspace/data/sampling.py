@@ -50,11 +50,15 @@ def _check(num_frames: int, frames: int) -> None:
 
 @dataclass(frozen=True)
 class Sampling:
-    """One word that says how: `segments`, `stride:4`, `fps:8` (needs the clip's rate) or `index:0,3,6`."""
+    """One word that says how: `segments`, `stride:4`, `fps:8` (needs the clip's rate) or `index:0,3,6`.
+
+    With a `draw`, for training, a random frame of each segment or a random window; the same draw gives the same frames.
+    """
 
     kind: str = "segments"
     value: float = 0.0
     indices: tuple[int, ...] = ()
+    draw: int | None = None
 
     @staticmethod
     def parse(text: str) -> "Sampling":
@@ -86,9 +90,12 @@ class Sampling:
             if max(self.indices) >= num_frames:
                 raise IndexError(f"index {max(self.indices)} is beyond the last of {num_frames} frames")
             return [list(self.indices)]
+        generator = None if self.draw is None else torch.Generator().manual_seed(self.draw)
         if self.kind == "segments" and clips == 1:
-            return [segment_indices(num_frames, frames)]
+            return [segment_indices(num_frames, frames, generator)]
         if self.kind == "segments":  # several views: dense windows of half the clip's stride
             return multi_clip_indices(num_frames, frames, max(1.0, num_frames / frames / 2), clips)
         stride = self.value if self.kind == "stride" else max(fps / self.value, 1e-6)
+        if generator is not None:
+            return [stride_indices(num_frames, frames, stride, generator=generator) for _ in range(clips)]
         return multi_clip_indices(num_frames, frames, stride, clips)

@@ -43,6 +43,26 @@ def crop_at(video: UInt8[Tensor, "T H W 3"], shape: tuple[int, int], at: float =
     return video[:, top : top + shape[0], left : left + shape[1]]
 
 
+def random_crop(
+    video: UInt8[Tensor, "T H W 3"],
+    shape: tuple[int, int],
+    generator: torch.Generator,
+    area: tuple[float, float] = (0.3, 1.0),
+    aspect: tuple[float, float] = (0.75, 1.35),
+    mode: str = "bilinear",
+) -> UInt8[Tensor, "T h w 3"]:
+    """One window for all frames, of a random share of the frame's area and aspect (width/height, drawn evenly in its
+    logarithm), resized to `shape`. Cut to the frame where it does not fit. V-JEPA's ranges (arXiv 2404.08471, C.1)."""
+    height, width = video.shape[1:3]
+    size, long, y, x = torch.rand(4, generator=generator).tolist()
+    pixels = height * width * (area[0] + (area[1] - area[0]) * size)
+    ratio = aspect[0] * (aspect[1] / aspect[0]) ** long
+    rows = min(max(round((pixels / ratio) ** 0.5), 1), height)
+    columns = min(max(round((pixels * ratio) ** 0.5), 1), width)
+    top, left = round(y * (height - rows)), round(x * (width - columns))
+    return resize(video[:, top : top + rows, left : left + columns], shape, mode)
+
+
 def normalize(video: UInt8[Tensor, "*T h w 3"], plan: Plan) -> Float[Tensor, "*T h w 3"]:
     """uint8 -> float32: (v·scale + offset − mean)/std in one multiply and add."""
     mean, std = torch.tensor(plan.mean, dtype=torch.float64), torch.tensor(plan.std, dtype=torch.float64)

@@ -33,16 +33,18 @@ class PlainEngine:
         self.phase, self.optimizer, self.device, self.clip_norm = phase.to(device), optimizer, device, clip_norm
 
     def update(self, batches: list[VideoBatch], lr: float) -> tuple[StepOutput, bool]:
-        """One step on the mean of the micro-batches' losses; the means of loss and metrics, and whether it counted."""
+        """One step on the mean of the micro-batches' losses, each weighing as its clips; the means of loss and metrics,
+        and whether it counted."""
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         self.optimizer.zero_grad(set_to_none=True)
         total: Tensor | float = 0.0
         metrics: dict[str, list[Tensor]] = {}
+        clips = sum(len(batch) for batch in batches)
         for batch in batches:
-            output = self.phase(batch.to(self.device))
-            (output.loss / len(batches)).backward()
-            total = total + output.loss.detach() / len(batches)
+            output, share = self.phase(batch.to(self.device)), len(batch) / clips
+            (output.loss * share).backward()
+            total = total + output.loss.detach() * share
             for name, value in output.metrics.items():
                 metrics.setdefault(name, []).append(value)
         params = [p for g in self.optimizer.param_groups for p in g["params"] if p.grad is not None]

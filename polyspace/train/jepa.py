@@ -20,7 +20,7 @@ from polyspace.models.vjepa.vit import Encoded, HNetViT, TubeletViT
 from polyspace.train.masking import MaskPlan, Masks
 from polyspace.train.optim import cosine_schedule
 from polyspace.train.phase import Phase, StepOutput
-from polyspace.train.questions import Questions, chunk_questions, grid_questions
+from polyspace.train.questions import Questions, chunk_questions, chunks_by_column, grid_questions
 from polyspace.train.watch import Watch
 from polyspace.utils.monitor import collapse_alarm
 
@@ -31,7 +31,8 @@ class Weights:
 
     context: visible cells are predicted too, each by 1/√(distance to the hidden part). variance, covariance: VICReg on
     expanded grid features, centred per position. vicregl: two views of a clip, by both kinds of mask (a second
-    forward). ratio: mean cells a chunk towards `cells_per_chunk`. entropy, boundary: sure assignments and decisions.
+    forward). ratio: one boundary in `cells_per_chunk` cells that have one before them. entropy, boundary: sure
+    assignments and decisions.
     """
 
     context: float = 0.0
@@ -81,7 +82,8 @@ class JepaPhase(Phase):
 
     loss = E(prediction, LN(target)) on asked cells + Σ weight·term (`Weights`). Targets are the EMA encoder's latents
     on the content-free grid (chunks handed back to their cells), normalised without affine; with target "chunk" they
-    are whole EMA chunks that are hidden altogether, asked for by centroid and size.
+    are whole EMA chunks that are hidden altogether, asked for by centroid and size; space tubes are then drawn around
+    chunks, and masks, like questions, say where hidden chunks lie.
     """
 
     def __init__(self, encoder: HNetViT | TubeletViT, predictor: Predictor, settings: JepaSettings) -> None:
@@ -107,9 +109,10 @@ class JepaPhase(Phase):
     def _step(self, batch: VideoBatch, video: Tensor) -> StepOutput:
         step, indices = batch.place[0], batch.indices
         grid = grid_of(video, self.encoder.unit, self.encoder.unit_frames)
-        masks = self.settings.masks.draw(grid, self.settings.seed, step, indices)
         with torch.no_grad():
             known = self._encode_target(video)
+        around = chunks_by_column(known) if self.settings.target == "chunk" else None
+        masks = self.settings.masks.draw(grid, self.settings.seed, step, indices, around)
         online = self._encode(video, masks, step)
         asked = self.questions(known, masks, step)
         hints = None if self.size_code is None else self.size_code(known.sizes.clamp_min(1e-3).log()[..., None])

@@ -38,15 +38,15 @@ class FitSettings:
     max_bad_steps: int = 5
 
 
-def step_indices(num_items: int, batch: int, step: int, seed: int) -> torch.Tensor:
-    """The items of update `step` (batch,): epochs are seeded permutations laid end to end, so any step can be had
-    without replaying those before it."""
+def step_visits(num_items: int, batch: int, step: int, seed: int) -> torch.Tensor:
+    """The visits of update `step` (batch,), epoch·num_items + item: epochs are seeded permutations laid end to end, so
+    any step can be had without replaying those before it."""
     out = []
     position = step * batch
     while len(out) < batch:
         epoch, offset = divmod(position, num_items)
-        taken = _epoch_order(num_items, epoch, seed)[offset : offset + batch - len(out)].tolist()
-        out += taken
+        taken = _epoch_order(num_items, epoch, seed)[offset : offset + batch - len(out)]
+        out += (taken + epoch * num_items).tolist()
         position += len(taken)
     return torch.tensor(out)
 
@@ -66,12 +66,14 @@ def fit(
     name: str = "train",
     about: dict[str, Any] | None = None,
     prefetch: Callable[[torch.Tensor], None] | None = None,
+    visits: bool = False,
 ) -> dict[str, Any]:
     """Train until `settings.steps`, from `folder`'s last checkpoint if there is one; returns the last metrics.
 
     `load(indices)` gives the items of a micro-batch, None where none of them can be had: such a micro-batch is left
     out, an update of nothing else skipped. `about` is whatever else the run depends on: a checkpoint made
-    under other settings is not continued but refused. `prefetch` is told the next update's items.
+    under other settings is not continued but refused. `prefetch` is told the next update's items. With `visits` both
+    are given visits, epoch·num_items + item, instead of items.
     SIGTERM and SIGINT save and stop (KeyboardInterrupt).
     """
     if num_items < 1:
@@ -83,6 +85,10 @@ def fit(
     start, metrics, bad = _resume(engine, folder, identity, name)
     log = _MetricsFile(folder / "metrics.jsonl", start)
 
+    def choose(step: int) -> torch.Tensor:
+        chosen = step_visits(num_items, settings.batch, step, settings.seed)
+        return chosen if visits else chosen % num_items
+
     def save(step: int) -> None:
         state = {"engine": engine.state_dict(), "identity": identity, "metrics": metrics, "bad": bad}
         log.flush()  # first: lines beyond a checkpoint are dropped on resume, missing ones could not be had again
@@ -91,9 +97,9 @@ def fit(
     with _stop_signals() as stopped, Progress(settings.steps, name, "step", initial=start) as bar:
         for step in range(start, settings.steps):
             engine.phase.train()
-            picks = step_indices(num_items, settings.batch, step, settings.seed)
+            picks = choose(step)
             if prefetch is not None and step + 1 < settings.steps:
-                prefetch(step_indices(num_items, settings.batch, step + 1, settings.seed))
+                prefetch(choose(step + 1))
             batches = list(_micro_batches(picks, load, settings.accumulate, step))
             lr = warmup_cosine(step, settings.steps, settings.lr, settings.warmup_ratio)
             done = step + 1

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from jaxtyping import Bool
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 Grid = tuple[int, int, int]
@@ -34,8 +34,11 @@ class MaskPlan:
     tube_ratios: tuple[float, ...] = (0.75, 0.9)
     block_scale: float = 0.15
 
-    def draw(self, grid: Grid, seed: int, step: int, indices: Sequence[int]) -> Masks:
-        """Masks of the clips at these indices of the global batch of update `step`."""
+    def draw(
+        self, grid: Grid, seed: int, step: int, indices: Sequence[int], chunks: Float[Tensor, "B h w"] | None = None
+    ) -> Masks:
+        """Masks of the clips at these indices of the global batch of update `step`. With `chunks`, how many chunks lie
+        in each column, half of a tube mask's columns are those around chunks drawn at random, the rest are random."""
         common = _generator(seed, step, -1)
         future = grid[0] > 1 and torch.rand((), generator=common).item() < self.future_share
         if future:
@@ -43,7 +46,11 @@ class MaskPlan:
         ratio = self.tube_ratios[int(torch.randint(len(self.tube_ratios), (), generator=common))]
         columns = grid[1] * grid[2]
         number = min(max(round(ratio * columns), 1), columns - 1)
-        tubes = [_tube(grid, number, self.block_scale, _generator(seed, step, i)) for i in indices]
+        generators = [_generator(seed, step, i) for i in indices]
+        if chunks is None:
+            tubes = [_tube(grid, number, self.block_scale, g) for g in generators]
+        else:
+            tubes = [_around(own.cpu(), number, g) for own, g in zip(chunks, generators, strict=True)]
         hidden = torch.stack(tubes)[:, None].expand(-1, grid[0], -1, -1)
         return Masks(hidden, hidden, "tube")
 
@@ -73,8 +80,23 @@ def _tube(grid: Grid, number: int, scale: float, generator: torch.Generator) -> 
         top = int(torch.randint(h - rows + 1, (), generator=generator))
         left = int(torch.randint(w - cols + 1, (), generator=generator))
         hidden[top : top + rows, left : left + cols] = True
-    noise = torch.rand(h * w, generator=generator)
+    return _exactly(number, hidden, generator)
+
+
+def _around(chunks: Float[Tensor, "h w"], number: int, generator: torch.Generator) -> Bool[Tensor, "h w"]:
+    """Exactly `number` hidden columns: the chunks drawn lie in their midst, at most half of the frame, then others."""
+    h, w = chunks.shape
+    hidden = torch.zeros(h, w, dtype=torch.bool)
+    while int(hidden.sum()) < number / 2:
+        row, column = divmod(int(torch.multinomial(chunks.flatten(), 1, generator=generator)), w)
+        hidden[max(row - 1, 0) : row + 2, max(column - 1, 0) : column + 2] = True
+    return _exactly(number, hidden, generator)
+
+
+def _exactly(number: int, hidden: Bool[Tensor, "h w"], generator: torch.Generator) -> Bool[Tensor, "h w"]:
+    """Single columns given back or taken at random until `number` are hidden."""
+    noise = torch.rand(hidden.numel(), generator=generator)
     order = (hidden.flatten().float() + noise).argsort(descending=True)  # hidden ones first, in random order
-    out = torch.zeros(h * w, dtype=torch.bool)
+    out = torch.zeros(hidden.numel(), dtype=torch.bool)
     out[order[:number]] = True
-    return out.view(h, w)
+    return out.view(hidden.shape)

@@ -39,6 +39,7 @@ class DataConfig(Config):
     frames: int = Field(12, ge=2, description="frames a clip")
     size: int = Field(48, ge=8, description="pixels a side, after resize of the short side and centre crop")
     sampling: str = Field("segments", description="which frames of a file: segments, stride:N, fps:N, index:…")
+    augment: bool = Field(True, description="files: other frames and another crop each time, else the middle ones")
     clips: int = Field(8000, ge=1, description="generated clips")
     workers: int = Field(2, ge=0, description="processes that decode files ahead")
     max_failed: float = Field(0.05, ge=0, le=1, description="share of unreadable clips at which the run stops")
@@ -80,7 +81,9 @@ class PretrainConfig(Config):
     ratio_weight: float = Field(0.03, ge=0, description="of the loss that steers the share of boundaries")
     entropy_weight: float = Field(0.0, ge=0, description="of the entropy of assignments")
     boundary_weight: float = Field(0.0, ge=0, description="of the doubt of boundary decisions")
-    cells_per_chunk: float = Field(5.0, gt=1, description="what the ratio loss steers judged cells to")
+    cells_per_chunk: float = Field(
+        5.0, gt=1, description="a boundary in so many cells (first steps not counted) is what the ratio loss asks"
+    )
     budgets: tuple[Part, Part] | None = Field(None, description="range of budgets trained for, share of the cells")
     budget_share: Share = Field(0.5, description="share of steps with a budget")
     region_share: Share = Field(0.0, description="share of steps on regions (hurt where it was measured)")
@@ -92,6 +95,8 @@ class PretrainConfig(Config):
     def _fits_together(self) -> "PretrainConfig":
         if self.batch % self.accumulate:
             raise ValueError(f"a batch of {self.batch} does not divide into {self.accumulate} micro-batches")
+        if self.batch // self.accumulate < 2 and (self.variance_weight or self.covariance_weight):
+            raise ValueError("variance and covariance are over the clips of a micro-batch: at least 2, or weights of 0")
         if self.budgets is not None and self.budgets[0] > self.budgets[1]:
             raise ValueError(f"budgets {self.budgets}: the lower share comes first")
         return self
@@ -158,14 +163,18 @@ def fit_settings(config: PretrainConfig, seed: int) -> FitSettings:
     )
 
 
-def check_clips(config: DataConfig, encoder: HNetViT | TubeletViT) -> None:
-    """UserError where the encoder can't cut such clips into cells."""
+def check_clips(config: DataConfig, encoder: HNetViT | TubeletViT, future_share: float) -> None:
+    """UserError where the encoder can't cut such clips into cells, or masks could hide nothing of them."""
     try:
-        grid_of(
+        steps, rows, columns = grid_of(
             torch.empty(1, config.frames, config.size, config.size, 3, device="meta"), encoder.unit, encoder.unit_frames
         )
     except ValueError as error:
         raise UserError(f"data: {error}") from error
+    if steps < 2 and future_share > 0:
+        raise UserError(f"data.frames {config.frames}: one step of cells has no future to hide")
+    if rows * columns < 2 and future_share < 1:
+        raise UserError(f"data.size {config.size}: one column of cells leaves nothing to see when it is hidden")
 
 
 def build_source(config: DataConfig, seed: int, folder: Path) -> tuple[ClipSource, dict[str, Any]]:
@@ -188,7 +197,8 @@ def build_source(config: DataConfig, seed: int, folder: Path) -> tuple[ClipSourc
         source="pretrain",
     )
     sampling, notes = Sampling.parse(config.sampling), folder / "failed.json"
-    source = FileClips(found.records, plan, sampling, config.workers, config.max_failed, notes)
+    drawn = seed if config.augment else None
+    source = FileClips(found.records, plan, sampling, config.workers, config.max_failed, notes, drawn)
     about: dict[str, Any] = {"dataset": config.dataset, "split": config.split, "clips": len(found.records)}
     ids = sha256_json([record.id for record in found.records])
     return source, about | {"missing": len(found.missing), "clip_ids_sha256": ids}
@@ -213,7 +223,7 @@ def run_pretrain(config: Any, folder: Path, device: torch.device) -> dict[str, A
     encoder = build_encoder(config.encoder)
     c: PretrainConfig = config.pretrain
     phase = build_phase(encoder, c, config.seed)
-    check_clips(config.data, encoder)
+    check_clips(config.data, encoder, c.future_share)
     source, about = build_source(config.data, config.seed, folder)
     say(f"pretrain: {about['clips']} clips ({about['dataset']}), {num_params(encoder) / 1e6:.2f} M parameters")
     engine = PlainEngine(phase, build_adamw(phase, c.lr, c.weight_decay), device, c.clip_norm)
@@ -229,6 +239,7 @@ def run_pretrain(config: Any, folder: Path, device: torch.device) -> dict[str, A
             name="pretrain",
             about=depends,
             prefetch=source.prefetch,
+            visits=True,
         )
         shown = source.first(4)
     finally:

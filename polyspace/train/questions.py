@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from polyspace.models.hnet.dechunker import to_grid
 from polyspace.models.hnet.encoder import cell_coords, pack_visible, take_rows
 from polyspace.models.vjepa.vit import Encoded
 from polyspace.train.masking import Masks
@@ -57,6 +58,14 @@ def chunk_questions(known: Encoded, masks: Masks) -> Questions:
     weight = (known.valid & (visible < 1e-6) & (wanted > 0)).float()
     goal = F.layer_norm(known.tokens.float(), known.tokens.shape[-1:])
     return Questions(known.centroids, goal, weight, None, None, weight > 0)
+
+
+def chunks_by_column(known: Encoded) -> Tensor:
+    """(B,h,w): how many of the target's chunks begin in each column."""
+    assert known.routing is not None
+    t, h, w = known.cells.grid
+    begins = to_grid(known.routing.cut.float()[..., None], known.cells.index, known.cells.valid, t * h * w)
+    return begins.view(-1, t, h, w).sum(1)
 
 
 def _share(known: Encoded, index: Tensor) -> Tensor:

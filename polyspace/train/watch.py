@@ -50,12 +50,12 @@ class Watch:
         if sum(len(s.pooled) for s in self.seen) >= LEAST_CLIPS:
             out |= {"effective_rank": effective_rank(torch.cat([s.pooled for s in self.seen]))}
             out |= {"position_std": position_std(torch.cat([s.grid for s in self.seen]))}
-            if asked.index is not None:
-                loss = torch.stack([s.loss for s in self.seen]).mean()
-                out["skill"] = 1 - loss / self.ignorance().clamp_min(1e-6)
+            loss = torch.stack([s.loss for s in self.seen]).mean()
+            out["skill"] = 1 - loss / self.ignorance().clamp_min(1e-6)
         if known.routing is not None:
             r = known.routing
-            out["boundary_rate"] = (r.boundary & r.judged).sum() / r.judged.sum().clamp_min(1)
+            if bool(r.judged.any()):
+                out["boundary_rate"] = (r.boundary & r.judged).sum() / r.judged.sum()
             out["usage"] = usage_perplexity(known.sizes)
         if batches == 1:
             self.seen.clear()  # nothing to gather: a large grid need not be held until the next time
@@ -63,12 +63,25 @@ class Watch:
 
     def ignorance(self) -> Tensor:
         """The loss, by the same energy and weights, of one constant per place: the clips' median there (the mean for
-        l2), which knows where but nothing of the clip."""
-        grid = torch.cat([s.grid for s in self.seen]).float()
-        grid = F.layer_norm(grid, grid.shape[-1:])
-        constant = grid.mean(0) if self.energy == "l2" else grid.median(0).values
+        l2), which knows where but nothing of the clip. Where whole chunks are asked for, which have no place in common,
+        it is one constant for all of them."""
+        places = self.constants() if self.seen[0].asked.index is not None else None
         losses = []
         for s in self.seen:
-            assert s.asked.index is not None
-            losses.append(energy_loss(constant[s.asked.index], s.asked.goal, s.asked.hidden_weight, self.energy))
+            goal = s.asked.goal
+            constant = self.constant().expand_as(goal) if places is None else places[s.asked.index]
+            losses.append(energy_loss(constant, goal, s.asked.hidden_weight, self.energy))
         return torch.stack(losses).mean()
+
+    def constants(self) -> Tensor:
+        """(N,D), one for every place of the grid."""
+        grid = torch.cat([s.grid for s in self.seen]).float()
+        return self.middle(F.layer_norm(grid, grid.shape[-1:]))
+
+    def constant(self) -> Tensor:
+        """(D,), one for all chunks that were asked for."""
+        asked = torch.cat([s.asked.goal[s.asked.hidden_weight > 0] for s in self.seen])
+        return self.middle(asked) if len(asked) else self.seen[0].asked.goal.new_zeros(asked.shape[1:])
+
+    def middle(self, x: Tensor) -> Tensor:
+        return x.mean(0) if self.energy == "l2" else x.median(0).values

@@ -1,5 +1,7 @@
 """Numbers that tell whether a representation is alive, and the sentence to say when it isn't."""
 
+import math
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -30,11 +32,16 @@ def usage_perplexity(usage: Float[Tensor, "B K"]) -> Float[Tensor, ""]:
 
 
 def collapse_alarm(metrics: dict[str, float], width: int) -> str | None:
-    """A sentence when the monitors say collapse: features of few dimensions, or alike for all clips."""
+    """A sentence when the monitors say collapse: not finite, features of few dimensions or alike for all clips, a gate
+    that has stopped choosing."""
+    if bad := [name for name, value in metrics.items() if not math.isfinite(value)]:
+        return f"{', '.join(bad)} not finite"
     if metrics.get("position_std", 1.0) < 0.02:
         return f"features hardly differ between clips (std {metrics['position_std']:.3f}): collapsed"
     if metrics.get("effective_rank", float(width)) < 2.0:
         return f"effective rank {metrics['effective_rank']:.1f} of {width}: collapsed to a line"
     if metrics.get("skill", 0.0) > 0.98:
         return f"skill {metrics['skill']:.2f}: the targets are constant, or hidden content leaks"
+    if not 0.002 <= metrics.get("boundary_rate", 0.5) <= 0.98:
+        return f"boundary rate {metrics['boundary_rate']:.3f}: the gate cuts always or never, whatever the content"
     return None

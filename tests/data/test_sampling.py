@@ -1,5 +1,7 @@
 """Which frames are taken: cases worked by hand."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -52,3 +54,11 @@ def test_every_kind_gives_indices_inside_any_clip():
                 for views in (1, 3):
                     for window in Sampling.parse(word).pick(n, frames, 24.0, views):
                         assert len(window) == frames and window == sorted(window) and 0 <= window[0] <= window[-1] < n
+
+
+@pytest.mark.parametrize("word", ["segments", "stride:3", "fps:7"])
+def test_a_draw_gives_frames_of_its_own_and_the_same_ones_again(word):
+    drawn = [replace(Sampling.parse(word), draw=k) for k in range(12)]
+    (windows,) = zip(*(d.pick(90, 8, 24.0) for d in drawn), strict=True)
+    assert len({tuple(w) for w in windows}) > 6 and drawn[3].pick(90, 8, 24.0) == [windows[3]]
+    assert all(w == sorted(w) and 0 <= w[0] <= w[-1] < 90 for w in windows)

@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
-from polyspace.data.transforms import crop_at, normalize, prepare, resize, resized_shape
+from polyspace.data.transforms import crop_at, normalize, prepare, random_crop, resize, resized_shape
 from polyspace.utils.plan import Plan
 
 PLAN = Plan(4, 12, (10, 10), (0.4, 0.5, 0.6), (0.2, 0.25, 0.5))
@@ -50,3 +50,18 @@ def test_views_are_stacked_crops():
     one, three = prepare(video, PLAN), prepare(video, PLAN, crops=3)
     assert one.shape == (1, 4, 10, 10, 3) and three.shape == (3, 4, 10, 10, 3)
     assert torch.equal(three[1], one[0]) and not torch.equal(three[0], three[2])
+
+
+@pytest.mark.parametrize(("height", "width"), [(30, 50), (50, 30), (8, 90), (1, 1)])
+def test_a_random_crop_is_one_window_of_every_frame(height, width):
+    rows, columns = torch.arange(height), torch.arange(width)
+    frame = torch.stack(torch.broadcast_tensors(rows[:, None], columns, torch.tensor(7)), -1)
+    video = frame.to(torch.uint8).expand(3, -1, -1, -1)
+    shares = []
+    for seed in range(20):
+        crop = random_crop(video, (6, 6), torch.Generator().manual_seed(seed))
+        assert crop.shape == (3, 6, 6, 3) and torch.equal(crop[0], crop[2])
+        high, wide = (int(crop[0, ..., c].max()) - int(crop[0, ..., c].min()) + 1 for c in (0, 1))
+        shares.append(high * wide / (height * width))
+    if min(height, width) > 8:
+        assert min(shares) > 0.15 and max(shares) > 0.5 and len(set(shares)) > 10

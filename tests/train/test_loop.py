@@ -14,7 +14,7 @@ from conftest import REPOSITORY
 from polyspace.data.batch import CachedFeatures, VideoBatch
 from polyspace.train.checkpoint import load_checkpoint, load_strict, save_checkpoint
 from polyspace.train.engine import PlainEngine
-from polyspace.train.loop import FitSettings, fit, step_indices
+from polyspace.train.loop import FitSettings, fit, step_visits
 from polyspace.train.optim import build_adamw, cosine_schedule, warmup_cosine
 from polyspace.train.phase import Phase, StepOutput
 from polyspace.utils.errors import UserError
@@ -97,11 +97,11 @@ def test_micro_batches_give_the_gradient_of_the_whole_batch(tmp_path):
 
 
 def test_every_item_is_seen_once_an_epoch_and_any_step_can_be_had_alone():
-    seen = torch.cat([step_indices(10, 4, step, seed=3) for step in range(5)])
-    assert sorted(seen[:10].tolist()) == list(range(10)) and sorted(seen[10:].tolist()) == list(range(10))
-    assert not torch.equal(seen[:10], seen[10:])
-    assert torch.equal(step_indices(10, 4, 3, seed=3), seen[12:16])
-    assert len(step_indices(3, 7, 0, seed=0)) == 7
+    seen = torch.cat([step_visits(10, 4, step, seed=3) for step in range(5)])
+    assert sorted(seen[:10].tolist()) == list(range(10)) and sorted(seen[10:].tolist()) == list(range(10, 20))
+    assert not torch.equal(seen[:10], seen[10:] - 10)
+    assert torch.equal(step_visits(10, 4, 3, seed=3), seen[12:16])
+    assert len(step_visits(3, 7, 0, seed=0)) == 7
 
 
 def test_non_finite_steps_are_skipped_and_after_a_few_the_run_stops_at_the_last_good_state(tmp_path):

@@ -37,3 +37,14 @@ def test_a_clip_that_is_left_out_shifts_no_other_clips_mask():
     p(b)
     p(VideoBatch(video=b.video[[0, 2, 3]], place=b.place, rows=(0, 2, 3)))
     assert torch.equal(drawn[0][[0, 2, 3]], drawn[1])
+
+
+def test_tubes_around_chunks_hide_where_chunks_are_and_as_many_columns():
+    plan, grid = MaskPlan(future_share=0.0, tube_ratios=(0.5,)), (2, 8, 8)
+    chunks = torch.zeros(3, 8, 8)
+    chunks[0, 2, 2] = chunks[1, 7, 0] = chunks[2, 5, 5] = 3.0
+    drawn = [plan.draw(grid, 0, step, range(3), chunks).hidden[:, 0] for step in range(20)]
+    assert all((hidden.flatten(1).sum(1) == 32).all() for hidden in drawn[:1])
+    often = torch.stack(drawn).float().mean(0)
+    assert often[0, 1:4, 1:4].min() == 1 and often[1, 6:, :2].min() == 1 and often[2, 4:7, 4:7].min() == 1
+    assert 0.2 < often[0, 5:, 5:].mean() < 0.7

@@ -128,7 +128,7 @@ def test_several_ranks_are_refused(monkeypatch, tmp_path, capsys):
     ],
 )
 def test_bad_input_is_a_sentence_before_any_work(arguments, said, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("polyspace.train.loop.step_indices", lambda *_: pytest.fail("the loop has begun"))
+    monkeypatch.setattr("polyspace.train.loop.step_visits", lambda *_: pytest.fail("the loop has begun"))
     assert run_command(main, ["--work_dir", str(tmp_path / "x"), "--set", "data.clips=4", *arguments]) == 2
     error = capsys.readouterr().err
     assert said in error and "Traceback" not in error
@@ -261,6 +261,33 @@ def test_unreadable_files_are_named_left_out_and_counted(tmp_path):
     strict = FileClips(records, plan, Sampling.parse("segments"), 0, max_failed=0.1)
     with pytest.raises(UserError, match="more than the allowed 10%"):
         strict.batch(torch.arange(3))
+
+
+def test_every_visit_of_a_file_has_frames_and_a_crop_of_its_own(tmp_path):
+    from polyspace.data.clip_source import FileClips
+    from polyspace.data.records import ClipRecord
+    from polyspace.data.sampling import Sampling
+    from polyspace.data.video_writer import write_video
+    from polyspace.utils.plan import Plan
+
+    clip = torch.arange(24)[:, None, None, None].mul(10).expand(-1, 16, 24, 3).clone()
+    clip[..., 1] = torch.arange(24) * 10  # green tells the column, red the frame
+    write_video(tmp_path / "a.mp4", clip.to(torch.uint8).numpy(), 8)
+    records = [ClipRecord(n, tmp_path / "a.mp4", 0, n) for n in ("a", "b")]
+    plan = Plan(frames=4, resize=16, crop=(16, 16), mean=(0.0,) * 3, std=(1.0,) * 3)
+
+    def seen(visit: int, seed: int | None = 3, workers: int = 0) -> torch.Tensor:
+        source = FileClips(records, plan, Sampling.parse("segments"), workers, seed=seed)
+        video = source.batch(torch.tensor([visit])).video[0]
+        source.close()
+        return video
+
+    assert torch.equal(seen(0), seen(0, workers=1)) and torch.equal(seen(0, None), seen(2, None))
+    firsts = [seen(visit) for visit in (0, 1, 2, 4)]  # both clips are one file: visits differ, not clips
+    for red_or_green in (0, 1):
+        kinds = {tuple(v[:, 8, 8, red_or_green].mul(25).round().int().tolist()) for v in firsts}
+        assert len(kinds) == len(firsts)
+    assert torch.equal(seen(2), firsts[2]) and not torch.equal(seen(2, seed=4), firsts[2])
 
 
 def test_encoder_keys_mirror_the_constructor():

@@ -1,7 +1,7 @@
 # make demo   the whole job on generated clips, offline, on a CPU; prints the report's path last
 # make test   the dev environment and the tests
 # make lint   ruff and mypy
-# make bench  one script per claim, results to docs/results
+# make bench  one script per claim, results to docs/results; bench-learning: what pretraining learns
 PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
@@ -9,7 +9,7 @@ PIP = $(BIN)/python -m pip --disable-pip-version-check install --quiet -c constr
 DEMO_OUT ?= outputs/demo
 PYTEST_ARGS ?=
 
-.PHONY: demo test test-all lint bench clean
+.PHONY: demo test test-all lint bench bench-learning clean
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -41,6 +41,15 @@ lint: $(VENV)/.installed-dev
 bench: $(VENV)/.installed-dev
 	$(BIN)/python bench/featurize.py --out docs/results/featurize.json
 	$(BIN)/python bench/convert.py --out docs/results/convert.json
+	$(BIN)/python bench/attention.py --out docs/results/attention.json
+
+# seven hours on two cores; goes on from what docs/results holds
+bench-learning: $(VENV)/.installed-dev
+	$(BIN)/python bench/learning.py --out docs/results/learning.json
+	$(BIN)/python bench/learning.py --group equal_steps --steps 8000 --out docs/results/learning_equal_steps.json
+	$(BIN)/python bench/learning.py --group sweep --seconds 480 --seeds 1 --out docs/results/learning_sweep.json
+	$(BIN)/python bench/learning.py --group ablation --seconds 480 --seeds 1 --out docs/results/learning_ablation.json
+	$(BIN)/python bench/learning_page.py
 
 clean:
 	rm -rf $(VENV) outputs build dist *.egg-info

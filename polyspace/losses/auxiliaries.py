@@ -36,12 +36,3 @@ def boundary_loss(prob: Float[Tensor, "*N"], valid: Bool[Tensor, "*N"]) -> Float
     """Mean of 4·p·(1 − p) over valid cells: 1 where every decision is a coin's, 0 where all are sure."""
     p = wide(prob)
     return torch.where(valid, 4 * p * (1 - p), 0).sum() / valid.sum().clamp_min(1)
-
-
-def balance_loss(usage: Float[Tensor, "B K"], coverage: Float[Tensor, "B K"]) -> Float[Tensor, ""]:
-    """KL(usage ‖ coverage) of batch sums over all ranks, each normalised to 1: prototypes or slots are used as much as
-    what they cover asks for. `coverage` is what equal treatment of this input would give (uniform is wrong under
-    masks). 0 where they agree."""
-    sums = all_reduce_sum(torch.stack([wide(usage).sum(0), wide(coverage).sum(0)]))
-    p, q = (s / s.sum().clamp_min(1e-12) for s in sums)
-    return torch.special.xlogy(p, p.clamp_min(1e-12) / q.clamp_min(1e-12)).sum()

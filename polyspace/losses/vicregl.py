@@ -15,15 +15,13 @@ from polyspace.utils.misc import full_precision, wide
 EPSILON = 1e-4
 
 
-def batch_covariance(z: Float[Tensor, "N D"], weight: Float[Tensor, " N"] | None = None) -> Float[Tensor, "D D"]:
-    """Unbiased covariance of the rows of all ranks, with gradient; `weight` 0 leaves a row out."""
+def batch_covariance(z: Float[Tensor, "N D"]) -> Float[Tensor, "D D"]:
+    """Unbiased covariance of the rows of all ranks, with gradient."""
     z = wide(z)
-    w = torch.ones(len(z), dtype=z.dtype, device=z.device) if weight is None else weight.to(z.dtype)
-    z = torch.where(w[:, None] > 0, z, 0)
-    count, total = all_reduce_sum(w.sum()), all_reduce_sum((w[:, None] * z).sum(0))
-    centred = torch.where(w[:, None] > 0, z - total / count.clamp_min(1), 0)
+    count, total = all_reduce_sum(z.new_tensor(float(len(z)))), all_reduce_sum(z.sum(0))
+    centred = z - total / count.clamp_min(1)
     with full_precision(z):
-        return all_reduce_sum((w[:, None] * centred).T @ centred) / (count - 1).clamp_min(1)
+        return all_reduce_sum(centred.T @ centred) / (count - 1).clamp_min(1)
 
 
 def variance_term(covariance: Float[Tensor, "D D"], target: float = 1.0) -> Float[Tensor, ""]:

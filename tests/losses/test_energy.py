@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from polyspace.losses.auxiliaries import balance_loss, boundary_loss, entropy_loss, ratio_loss
+from polyspace.losses.auxiliaries import boundary_loss, entropy_loss, ratio_loss
 from polyspace.losses.energy import aligned_energy_loss, energy, energy_loss
 
 
@@ -87,9 +87,3 @@ def test_boundary_loss_is_one_for_coins_and_zero_for_the_sure():
     valid = torch.ones(2, dtype=torch.bool)
     assert boundary_loss(torch.tensor([0.5, 0.5]), valid).item() == pytest.approx(1)
     assert boundary_loss(torch.tensor([0.0, 1.0]), valid).item() == 0
-
-
-def test_balance_is_the_kl_between_use_and_coverage():
-    use, cover = torch.tensor([[3.0, 1.0], [3.0, 1.0]]), torch.tensor([[1.0, 1.0], [1.0, 1.0]])
-    assert balance_loss(use, cover).item() == pytest.approx(0.75 * math.log(1.5) + 0.25 * math.log(0.5), abs=1e-6)
-    assert balance_loss(use, 5 * use).item() == pytest.approx(0, abs=1e-6)

@@ -47,3 +47,17 @@ def test_a_surplus_chunk_joins_what_it_resembles_not_what_is_nearest():
     assert routing.valid.sum() == 3
     chunks = LearnedAttentionPooling(32, 1)(cells, routing, most=2)
     assert chunks.valid.sum() == 2 and chunks.assignment[0, 1, 1] > 0.9
+
+
+def test_cells_without_saliency_do_not_enter_their_chunks_token():
+    model = encoder(stem="tubelet", fixed=(3, 1, 1), cell_depth=0)
+    video = torch.randn(2, 6, 32, 32, 3)
+    other = video.clone()
+    other[:, :2] += 1  # the first step of cells
+    salient = torch.ones(2, 3, 4, 4)
+    salient[:, 0] = 0
+    first, second = (model.encode(v, saliency=salient).tokens for v in (video, other))
+    assert torch.equal(first, second)
+    assert not torch.allclose(model.encode(video).tokens, model.encode(other).tokens)
+    even = model.encode(video, saliency=5 * torch.ones_like(salient)).tokens
+    assert torch.allclose(even, model.encode(video).tokens, atol=1e-5)

@@ -228,9 +228,11 @@ class HNetViT(nn.Module):
         regions: bool | None = None,
         capped: bool = True,
         layers: int = 1,
+        saliency: Float[Tensor, "B t h w"] | None = None,
     ) -> Encoded:
         """As `forward`, with all that is known on the way; `capped` False leaves all runs as they are (neither
-        `runs_per_chunk` nor `max_chunks`, but a budget holds); `layers` as in ViT."""
+        `runs_per_chunk` nor `max_chunks`, but a budget holds); `layers` as in ViT; `saliency` ≥ 0 of the grid's cells
+        multiplies their weight in their chunk's token."""
         cells = self.stem(video, _flat(hidden, video, self.unit, self.unit_frames))
         if num_chunks is not None and num_chunks < 1:
             raise ValueError(f"num_chunks must be at least 1, not {num_chunks}")
@@ -244,7 +246,8 @@ class HNetViT(nn.Module):
             regions,
             self.runs_per_chunk if capped and not selects else 1.0,
         )
-        chunks = self.downsampler(cells, routing, most)
+        weight = None if saliency is None else saliency.flatten(1).gather(1, cells.index)
+        chunks = self.downsampler(cells, routing, most, weight)
         x = self.widen(chunks.tokens)
         x = x + self.position(chunks.centroids, chunks.sizes).to(x.dtype)
         bias = chunks.sizes.clamp_min(1e-6).log().to(x.dtype) if self.size_bias else None

@@ -63,7 +63,6 @@ ABLATIONS = {
     "as_is": Arm(HNET, HNET_STEP),
     "hard_assignment": Arm(HNET | {"soft": False}, HNET_STEP),
     "mean_pooling": Arm(HNET | {"learned_pooling": False}, HNET_STEP),
-    "size_bias": Arm(HNET | {"size_bias": True}, HNET_STEP),
     "no_positions": Arm(HNET | {"positions": "none"}, HNET_STEP),
     "no_variance": Arm(HNET, HNET_STEP | NO_VARIANCE),
     "no_covariance": Arm(HNET, HNET_STEP | {"covariance_weight": 0.0}),
@@ -74,7 +73,6 @@ ABLATIONS = {
     "chunk_targets": Arm(HNET, HNET_STEP | {"target": "chunk"}),
     "chunk_targets_tubes": Arm(HNET, HNET_STEP | {"target": "chunk", "future_share": 0.5}),
     "budgets": Arm(HNET, HNET_STEP | {"budgets": (0.1, 0.5)}),
-    "cells_weigh_alike": Arm(HNET, HNET_STEP | {"chunk_weight_until": 0.0}),
     "no_chunks": Arm(HNET | {"fixed": (1, 1, 1)}, HNET_STEP),
 }
 
@@ -84,9 +82,7 @@ _TRIES: dict[str, dict[str, Any]] = {
     "lr_high": {"lr": 2e-3},
     "lr_low": {"lr": 5e-4},
     "batch_8": {"batch": 8},
-    "ema_slow": {"ema": [0.997, 0.997]},
     "no_variance": NO_VARIANCE,
-    "last_layer": {"target_layers": 1},
 }
 SWEEP = {
     f"{name}/{change}": Arm(encoder, STEP | extra)

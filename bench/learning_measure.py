@@ -60,7 +60,8 @@ def target_of(phase: JepaPhase | SupervisedPhase) -> HNetViT | TubeletViT:
 
 
 def measure_choice(phase: JepaPhase | SupervisedPhase, clips: dict[str, MovingClips]) -> dict[str, Any]:
-    """What a setting is chosen by: the linear probe on the validation part. The test part is not touched."""
+    """What a setting is chosen by: the linear probe on the validation part, and the same with a budget of 24 tokens. The
+    test part is not touched."""
     encoder = target_of(phase.eval())
     fit, choose = (features(encoder, clips[part]) for part in ("train", "validation"))
     score = linear_probe(fit, choose, choose, CLASSES)
@@ -68,6 +69,9 @@ def measure_choice(phase: JepaPhase | SupervisedPhase, clips: dict[str, MovingCl
     if isinstance(encoder, HNetViT):
         fit, choose = (features(encoder, clips[part], regions=True) for part in ("train", "validation"))
         out |= {"regions_validation": linear_probe(fit, choose, choose, CLASSES), "regions_tokens": mean_tokens(choose)}
+        if encoder.routing.gate is not None:
+            fit, choose = (features(encoder, clips[part], 24) for part in ("train", "validation"))
+            out["validation_24"] = linear_probe(fit, choose, choose, CLASSES)
     return out
 
 

@@ -16,7 +16,7 @@ from polyspace.utils.log import say
 Json = dict[str, Any]
 TIMES = ("steps", "seconds_last_start", "cpu_seconds_last_start")
 MAIN = ("linear", "probe", "shuffled", "skill", "rankme", "tokens", *TIMES)
-CHOICE = ("validation", "regions_validation", "rankme", "tokens", "regions_tokens", "steps")
+CHOICE = ("validation", "validation_24", "regions_validation", "rankme", "tokens", "regions_tokens", "steps")
 DIGITS = {"rankme": 1, "tokens": 1, "regions_tokens": 1, "steps": 0, "seconds_last_start": 0}
 DIGITS |= {"cpu_seconds_last_start": 0}
 DIGITS |= {"skill": 2, "still_over_busy": 2}

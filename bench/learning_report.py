@@ -18,6 +18,7 @@ from polyspace.utils.log import say, table
 MEASURES = ("linear", "probe", "skill", "rankme", "tokens", "flops_per_clip", "clips_per_s", "shuffled")
 COLUMNS = {
     "validation": 3,
+    "validation_24": 3,
     "linear": 3,
     "probe": 3,
     "shuffled": 3,

@@ -60,8 +60,8 @@ def target_of(phase: JepaPhase | SupervisedPhase) -> HNetViT | TubeletViT:
 
 
 def measure_choice(phase: JepaPhase | SupervisedPhase, clips: dict[str, MovingClips]) -> dict[str, Any]:
-    """What a setting is chosen by: the linear probe on the validation part, and the same with a budget of 24 tokens. The
-    test part is not touched."""
+    """What a setting is chosen by: the linear probe on the validation part, and the same with a budget of 24 tokens.
+    The test part is not touched."""
     encoder = target_of(phase.eval())
     fit, choose = (features(encoder, clips[part]) for part in ("train", "validation"))
     score = linear_probe(fit, choose, choose, CLASSES)

@@ -15,7 +15,8 @@ from polyspace.data.batch import VideoBatch
 from polyspace.data.moving import MovingClips, motion_of, normalise
 from polyspace.models.hnet.encoder import cell_coords
 from polyspace.models.layers import sincos_code
-from polyspace.models.vjepa.vit import Encoded, HNetViT, TubeletViT
+from polyspace.models.vjepa.encoded import Encoded
+from polyspace.models.vjepa.vit import HNetViT, TubeletViT
 from polyspace.train.jepa import JepaPhase
 from polyspace.train.probing import Part, attentive_probe, linear_probe
 from polyspace.train.supervised import SupervisedPhase

@@ -103,7 +103,7 @@ FAULTS = {
         MODELS,
     ),
     "target from the last layer alone": (
-        "models/vjepa/vit.py",
+        "models/vjepa/trunk.py",
         "for y in every[-layers:]",
         "for y in every[-1:]",
         HNET,

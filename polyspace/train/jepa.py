@@ -15,8 +15,9 @@ from polyspace.models.ema import Ema
 from polyspace.models.hnet.dechunker import to_grid
 from polyspace.models.hnet.encoder import grid_of
 from polyspace.models.layers import Mlp
+from polyspace.models.vjepa.encoded import Encoded
 from polyspace.models.vjepa.predictor import Predictor
-from polyspace.models.vjepa.vit import Encoded, HNetViT, TubeletViT
+from polyspace.models.vjepa.vit import HNetViT, TubeletViT
 from polyspace.train.masking import MaskPlan, Masks
 from polyspace.train.optim import cosine_schedule
 from polyspace.train.phase import Phase, StepOutput

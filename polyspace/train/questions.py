@@ -8,7 +8,7 @@ from torch import Tensor
 
 from polyspace.models.hnet.dechunker import to_grid
 from polyspace.models.hnet.encoder import cell_coords, pack_visible, take_rows
-from polyspace.models.vjepa.vit import Encoded
+from polyspace.models.vjepa.encoded import Encoded
 from polyspace.train.masking import Masks
 
 

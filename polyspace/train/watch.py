@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from polyspace.losses.energy import Kind, energy_loss
-from polyspace.models.vjepa.vit import Encoded
+from polyspace.models.vjepa.encoded import Encoded
 from polyspace.train.questions import Questions
 from polyspace.utils.monitor import effective_rank, position_std, usage_perplexity
 

@@ -1,25 +1,22 @@
 """The encoders: a ViT over tubelets (the baseline) and a ViT over chunks of the video's own choice (HNetViT)."""
 
-from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from polyspace.models.features import Features
 from polyspace.models.hnet.column_resnet import ColumnResNet
-from polyspace.models.hnet.dechunker import dechunk, to_grid
-from polyspace.models.hnet.downsampler import Chunks, LearnedAttentionPooling
-from polyspace.models.hnet.encoder import Cells, TubeletStem, expand_hidden, grid_of
+from polyspace.models.hnet.downsampler import LearnedAttentionPooling
+from polyspace.models.hnet.encoder import TubeletStem, expand_hidden, grid_of
 from polyspace.models.hnet.pos_enc import ChunkPosition
 from polyspace.models.hnet.pos_enc import Kind as PositionKind
-from polyspace.models.hnet.routing import Routing, SparseRouting
-from polyspace.models.layers import Block, sincos_code
+from polyspace.models.hnet.routing import SparseRouting
+from polyspace.models.layers import sincos_code
+from polyspace.models.vjepa.encoded import Encoded, features_of
+from polyspace.models.vjepa.trunk import ViT
 from polyspace.utils.errors import did_you_mean
-from polyspace.utils.misc import masked_mean
 
 # The conv width is about a twenty-fourth of the ViT's in every preset. When the gate cuts as often as the ratio loss
 # wants, a clip of 224² has some 470 (16 frames) to 780 (32) runs; a quarter of them are 120 to 200 chunks.
@@ -42,99 +39,6 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 
 
-class ViT(nn.Module):
-    """Transformer blocks and a last norm over (B,M,D); padding is neither attended to nor returned (zeros).
-
-    `recompute` trades time for memory: each layer's activations are computed again in the backward pass, once.
-    `groups` > 1 sorts the clips of a batch by length and runs them in so many parts, each padded to its own longest:
-    cheaper where lengths differ much and launches cost little.
-    """
-
-    def __init__(
-        self, dim: int, depth: int, heads: int, mlp_ratio: float = 4.0, recompute: bool = False, groups: int = 1
-    ) -> None:
-        super().__init__()
-        self.blocks = nn.ModuleList([Block(dim, heads, mlp_ratio) for _ in range(depth)])
-        self.norm, self.recompute, self.groups = nn.LayerNorm(dim), recompute, groups
-
-    def forward(
-        self,
-        x: Float[Tensor, "B M D"],
-        key_padding_mask: Bool[Tensor, "B M"] | None = None,
-        layers: int = 1,
-        key_bias: Float[Tensor, "B M"] | None = None,
-    ) -> Float[Tensor, "B M D"]:
-        """The last layer, normed; with `layers` > 1 the mean of so many last ones (the input counts as the first), each
-        normalised without affine: what data2vec asks for (arXiv 2202.03555, section 3.3). `key_bias` as in Attention.
-        """
-        if layers < 1:
-            raise ValueError(f"layers must be at least 1, not {layers}")
-        if key_padding_mask is None or not bool(key_padding_mask.any()):
-            return self._run(x, (None, key_bias), layers)
-        if self.groups == 1 or len(x) < 2 * self.groups:
-            return self._run(x, (key_padding_mask, key_bias), layers)
-        lengths = (~key_padding_mask).sum(1)
-        order = lengths.argsort(stable=True)
-        parts = []
-        for rows in order.chunk(self.groups):
-            longest = int(lengths[rows].max())
-            pad = key_padding_mask[rows, :longest]
-            bias = None if key_bias is None else key_bias[rows, :longest]
-            part = self._run(x[rows, :longest], (pad if bool(pad.any()) else None, bias), layers)
-            parts.append(F.pad(part, (0, 0, 0, x.shape[1] - longest)))
-        return torch.cat(parts)[order.argsort()]
-
-    def _run(
-        self, x: Float[Tensor, "B M D"], masks: tuple[Tensor | None, Tensor | None], layers: int
-    ) -> Float[Tensor, "B M D"]:
-        """`masks`: of padding, and the bias."""
-        every = [x]
-        for block in self.blocks:
-            if self.recompute and torch.is_grad_enabled():
-                x = checkpoint(block, x, *masks, use_reentrant=False)
-            else:
-                x = block(x, *masks)
-            if layers > 1:
-                every.append(x)
-        if layers == 1:
-            x = self.norm(x)
-        else:
-            x = torch.stack([F.layer_norm(y, y.shape[-1:]) for y in every[-layers:]]).mean(0)
-        return x if masks[0] is None else torch.where(masks[0][..., None], 0, x)
-
-
-@dataclass(frozen=True)
-class Encoded:
-    """What an encoder knows about a batch: its tokens with places and sizes, over the visible cells (B,V).
-
-    For chunk encoders also the cells, the routing and the assignment of cells to tokens (B,V,M); None for tubelets,
-    whose tokens are the cells.
-    """
-
-    tokens: Float[Tensor, "B M D"]
-    valid: Bool[Tensor, "B M"]
-    centroids: Float[Tensor, "B M 3"]
-    sizes: Float[Tensor, "B M"]
-    cells: Cells
-    routing: Routing | None = None
-    chunks: Chunks | None = None
-
-    def pooled(self) -> Float[Tensor, "B D"]:
-        """Mean of the clip's tokens."""
-        return masked_mean(self.tokens, self.valid)
-
-    def on_cells(self) -> Float[Tensor, "B V D"]:
-        """Latents of the visible cells: the tokens handed back to the cells they stand for."""
-        if self.chunks is None or self.routing is None:
-            return self.tokens
-        return dechunk(self.tokens, self.chunks.assignment, self.routing.confidence() if self.routing.gated else None)
-
-    def on_grid(self) -> Float[Tensor, "B N D"]:
-        """The same on the whole grid, zeros where hidden."""
-        t, h, w = self.cells.grid
-        return to_grid(self.on_cells(), self.cells.index, self.cells.valid, t * h * w)
-
-
 class TubeletViT(nn.Module):
     """The plain V-JEPA encoder: one token a visible cell, fixed positions, the same ViT. Source: V-JEPA 2,
     arXiv 2506.09985, section 2.1 (with sin-cos positions)."""
@@ -155,7 +59,7 @@ class TubeletViT(nn.Module):
         return Encoded(tokens, cells.valid, cells.coords, cells.valid.to(tokens.dtype), cells)
 
     def forward(self, video: Float[Tensor, "B T H W 3"], hidden: Bool[Tensor, "B *t h w"] | None = None) -> Features:
-        return _features(self.encode(video, hidden))
+        return features_of(self.encode(video, hidden))
 
 
 class HNetViT(nn.Module):
@@ -261,23 +165,8 @@ class HNetViT(nn.Module):
         num_chunks: int | None = None,
         regions: bool | None = None,
     ) -> Features:
-        return _features(self.encode(video, hidden, num_chunks, regions))
+        return features_of(self.encode(video, hidden, num_chunks, regions))
 
 
 def _flat(hidden: Bool[Tensor, "B *t h w"] | None, video: Tensor, unit: int, unit_frames: int) -> Tensor | None:
     return None if hidden is None else expand_hidden(hidden, grid_of(video, unit, unit_frames), len(video))
-
-
-def _features(encoded: Encoded) -> Features:
-    assignment, cells = None, encoded.cells
-    if encoded.chunks is not None:
-        t, h, w = cells.grid
-        assignment = to_grid(encoded.chunks.assignment, cells.index, cells.valid, t * h * w)
-    return Features(
-        tokens=encoded.tokens,
-        grid=cells.grid,
-        valid=encoded.valid,
-        centroids=encoded.centroids,
-        sizes=encoded.sizes,
-        assignment=assignment,
-    )

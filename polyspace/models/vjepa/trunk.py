@@ -1,0 +1,70 @@
+"""The transformer behind every encoder: tubelets' and chunks' alike."""
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from polyspace.models.layers import Block
+
+
+class ViT(nn.Module):
+    """Transformer blocks and a last norm over (B,M,D); padding is neither attended to nor returned (zeros).
+
+    `recompute` trades time for memory: each layer's activations are computed again in the backward pass, once.
+    `groups` > 1 sorts the clips of a batch by length and runs them in so many parts, each padded to its own longest:
+    cheaper where lengths differ much and launches cost little.
+    """
+
+    def __init__(
+        self, dim: int, depth: int, heads: int, mlp_ratio: float = 4.0, recompute: bool = False, groups: int = 1
+    ) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList([Block(dim, heads, mlp_ratio) for _ in range(depth)])
+        self.norm, self.recompute, self.groups = nn.LayerNorm(dim), recompute, groups
+
+    def forward(
+        self,
+        x: Float[Tensor, "B M D"],
+        key_padding_mask: Bool[Tensor, "B M"] | None = None,
+        layers: int = 1,
+        key_bias: Float[Tensor, "B M"] | None = None,
+    ) -> Float[Tensor, "B M D"]:
+        """The last layer, normed; with `layers` > 1 the mean of so many last ones (the input counts as the first), each
+        normalised without affine: what data2vec asks for (arXiv 2202.03555, section 3.3). `key_bias` as in Attention.
+        """
+        if layers < 1:
+            raise ValueError(f"layers must be at least 1, not {layers}")
+        if key_padding_mask is None or not bool(key_padding_mask.any()):
+            return self._run(x, (None, key_bias), layers)
+        if self.groups == 1 or len(x) < 2 * self.groups:
+            return self._run(x, (key_padding_mask, key_bias), layers)
+        lengths = (~key_padding_mask).sum(1)
+        order = lengths.argsort(stable=True)
+        parts = []
+        for rows in order.chunk(self.groups):
+            longest = int(lengths[rows].max())
+            pad = key_padding_mask[rows, :longest]
+            bias = None if key_bias is None else key_bias[rows, :longest]
+            part = self._run(x[rows, :longest], (pad if bool(pad.any()) else None, bias), layers)
+            parts.append(F.pad(part, (0, 0, 0, x.shape[1] - longest)))
+        return torch.cat(parts)[order.argsort()]
+
+    def _run(
+        self, x: Float[Tensor, "B M D"], masks: tuple[Tensor | None, Tensor | None], layers: int
+    ) -> Float[Tensor, "B M D"]:
+        """`masks`: of padding, and the bias."""
+        every = [x]
+        for block in self.blocks:
+            if self.recompute and torch.is_grad_enabled():
+                x = checkpoint(block, x, *masks, use_reentrant=False)
+            else:
+                x = block(x, *masks)
+            if layers > 1:
+                every.append(x)
+        if layers == 1:
+            x = self.norm(x)
+        else:
+            x = torch.stack([F.layer_norm(y, y.shape[-1:]) for y in every[-layers:]]).mean(0)
+        return x if masks[0] is None else torch.where(masks[0][..., None], 0, x)

@@ -87,8 +87,12 @@ def _around(chunks: Float[Tensor, "h w"], number: int, generator: torch.Generato
     """Exactly `number` hidden columns: the chunks drawn lie in their midst, at most half of the frame, then others."""
     h, w = chunks.shape
     hidden = torch.zeros(h, w, dtype=torch.bool)
-    while int(hidden.sum()) < number / 2:
-        row, column = divmod(int(torch.multinomial(chunks.flatten(), 1, generator=generator)), w)
+    held = int((chunks > 0).sum())
+    order = torch.multinomial(chunks.flatten(), held, generator=generator) if held else []  # each column once: it ends
+    for place in order:
+        if int(hidden.sum()) >= number / 2:
+            break
+        row, column = divmod(int(place), w)
         hidden[max(row - 1, 0) : row + 2, max(column - 1, 0) : column + 2] = True
     return _exactly(number, hidden, generator)
 

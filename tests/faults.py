@@ -158,7 +158,7 @@ FAULTS = {
         HNET,
     ),
     "positions not centred in the variance": (
-        "losses/vicregl.py",
+        "losses/vicreg.py",
         "torch.where(keep[..., None], z - mean, 0)",
         "torch.where(keep[..., None], z, 0)",
         "tests/losses",

@@ -25,3 +25,18 @@ def nt_xent_loss(a: Float[Tensor, "n d"], b: Float[Tensor, "n d"], temperature: 
         logits = z @ z.T / temperature
         logits = logits.masked_fill(torch.eye(2 * n, dtype=torch.bool, device=z.device), float("-inf"))
         return F.cross_entropy(logits, target)
+
+
+def info_nce_loss(a: Float[Tensor, "n d"], b: Float[Tensor, "n d"], temperature: float = 0.07) -> Float[Tensor, ""]:
+    """InfoNCE across two modalities or spaces, both ways (CLIP's loss, arXiv 2103.00020): row i of `a` should find row
+    i of `b` among all rows of `b` on all ranks, and the other way round.
+
+    Unlike NT-Xent no row is compared with others of its own side: parallel inputs give ln n at any temperature.
+    """
+    if a.shape != b.shape:
+        raise ValueError(f"the two sides need one shape, got {tuple(a.shape)} and {tuple(b.shape)}")
+    a, b = (all_gather_cat(F.normalize(wide(x), dim=-1)) for x in (a, b))
+    target = torch.arange(len(a), device=a.device)
+    with full_precision(a):
+        logits = a @ b.T / temperature
+        return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2

@@ -1,67 +1,10 @@
-"""VICRegL: variance, invariance and covariance of whole clips and of matched places.
-
-Variance and covariance are those of the global batch: sums go over all ranks with gradient, so that one rank and many
-give the same value. Sources: VICReg, arXiv 2105.04906, section 4.1; VICRegL, arXiv 2210.01571, section 3.
-"""
+"""VICRegL: VICReg of whole clips and of matched places (arXiv 2210.01571, section 3)."""
 
 import torch
-import torch.nn.functional as F
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor, nn
 
-from polyspace.utils.distrib import all_reduce_sum
-from polyspace.utils.misc import full_precision, wide
-
-EPSILON = 1e-4
-
-
-def batch_covariance(z: Float[Tensor, "N D"]) -> Float[Tensor, "D D"]:
-    """Unbiased covariance of the rows of all ranks, with gradient."""
-    z = wide(z)
-    count, total = all_reduce_sum(z.new_tensor(float(len(z)))), all_reduce_sum(z.sum(0))
-    centred = z - total / count.clamp_min(1)
-    with full_precision(z):
-        return all_reduce_sum(centred.T @ centred) / (count - 1).clamp_min(1)
-
-
-def variance_term(covariance: Float[Tensor, "D D"], target: float = 1.0) -> Float[Tensor, ""]:
-    """mean_d relu(target − √(Var_d + 1e-4)): 0 once every dimension has a standard deviation of `target`."""
-    return torch.relu(target - (covariance.diagonal() + EPSILON).sqrt()).mean()
-
-
-def covariance_term(covariance: Float[Tensor, "D D"]) -> Float[Tensor, ""]:
-    """Σ_{d≠e} Cov²_de / D: 0 where dimensions are uncorrelated."""
-    d = len(covariance)
-    return (covariance.square().sum() - covariance.diagonal().square().sum()) / d
-
-
-def position_covariance(
-    z: Float[Tensor, "B N D"], visible: Bool[Tensor, "B N"], least: int = 2
-) -> Float[Tensor, "D D"]:
-    """Covariance over (clip, cell) after the batch mean of each position is taken away.
-
-    Without that, positions alone would give all the variance that the term asks for. Only positions visible in at
-    least `least` clips (over all ranks) count.
-    """
-    z = wide(z)
-    use = visible[..., None]
-    count = all_reduce_sum(visible.sum(0).to(z.dtype))
-    mean = all_reduce_sum(torch.where(use, z, 0).sum(0)) / count.clamp_min(1)[:, None]
-    keep = visible & (count >= least)
-    centred = torch.where(keep[..., None], z - mean, 0).flatten(0, 1)
-    freedom = torch.where(count >= least, count - 1, 0).sum()
-    with full_precision(z):
-        return all_reduce_sum(centred.T @ centred) / freedom.clamp_min(1)
-
-
-def vicreg_terms(x: Float[Tensor, "N D"], y: Float[Tensor, "N D"]) -> tuple[Tensor, Tensor, Tensor]:
-    """(invariance, variance, covariance) of two views: mean squared difference over rows and dimensions, and the sums
-    of both views' terms."""
-    x, y = wide(x), wide(y)
-    cx, cy = batch_covariance(x), batch_covariance(y)
-    count = all_reduce_sum(torch.ones((), dtype=x.dtype, device=x.device))
-    invariance = all_reduce_sum(F.mse_loss(x, y)) / count
-    return invariance, variance_term(cx) + variance_term(cy), covariance_term(cx) + covariance_term(cy)
+from polyspace.losses.vicreg import vicreg_loss
 
 
 def match_by_place(
@@ -104,9 +47,6 @@ class VICRegLLoss(nn.Module):
         self.alpha, self.num_matches = alpha, num_matches
         self.weights = (invariance_weight, variance_weight, covariance_weight)
 
-    def vicreg(self, x: Float[Tensor, "N D"], y: Float[Tensor, "N D"]) -> Float[Tensor, ""]:
-        return torch.stack([w * t for w, t in zip(self.weights, vicreg_terms(x, y), strict=True)]).sum()
-
     def forward(
         self,
         x: Float[Tensor, "B N D"],
@@ -115,10 +55,10 @@ class VICRegLLoss(nn.Module):
         places_y: Float[Tensor, "B M 3"],
     ) -> Float[Tensor, ""]:
         """Maps of two views of the same clips with the places of their vectors, in common coordinates."""
-        loss = self.alpha * self.vicreg(x.mean(1), y.mean(1))
+        loss = self.alpha * vicreg_loss(x.mean(1), y.mean(1), *self.weights)
         if self.alpha == 1:
             return loss
         for a, b, pa, pb in ((x, y, places_x, places_y), (y, x, places_y, places_x)):
             for ia, ib in (match_by_place(pa, pb, self.num_matches), match_by_feature(a, b, self.num_matches)):
-                loss = loss + (1 - self.alpha) / 4 * self.vicreg(_rows(a, ia), _rows(b, ib))
+                loss = loss + (1 - self.alpha) / 4 * vicreg_loss(_rows(a, ia), _rows(b, ib), *self.weights)
         return loss

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from polyspace.data.batch import VideoBatch
 from polyspace.losses.auxiliaries import boundary_loss, entropy_loss, ratio_loss
 from polyspace.losses.energy import Kind, energy_loss
-from polyspace.losses.vicregl import VICRegLLoss, covariance_term, position_covariance, variance_term
+from polyspace.losses.vicreg import covariance_term, position_covariance, variance_term
+from polyspace.losses.vicregl import VICRegLLoss
 from polyspace.models.ema import Ema
 from polyspace.models.hnet.dechunker import to_grid
 from polyspace.models.hnet.encoder import grid_of

@@ -1,4 +1,4 @@
-"""NT-Xent against its closed form and a loop."""
+"""NT-Xent and InfoNCE against their closed forms and loops."""
 
 import json
 import math
@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from polyspace.losses import nt_xent_loss
+from polyspace.losses import info_nce_loss, nt_xent_loss
 
 
 @pytest.mark.parametrize("temperature", [0.05, 1.0])
@@ -46,3 +46,25 @@ def test_autocast_does_not_narrow_the_logits():
     with torch.autocast("cpu", dtype=torch.bfloat16):
         inside = nt_xent_loss(a, b, 0.05)
     assert torch.equal(inside, nt_xent_loss(a, b, 0.05))
+
+
+@pytest.mark.parametrize("temperature", [0.05, 1.0])
+def test_info_nce_of_parallel_inputs_is_ln_n(temperature):
+    x = torch.ones(6, 5)
+    assert info_nce_loss(x, 3 * x, temperature).item() == pytest.approx(math.log(6), abs=1e-5)
+
+
+def test_info_nce_compares_across_sides_only_and_both_ways():
+    a, b = torch.randn(4, 3, dtype=torch.float64), torch.randn(4, 3, dtype=torch.float64)
+    u, v = F.normalize(a, dim=1), F.normalize(b, dim=1)
+    total = 0.0
+    for i in range(4):
+        rows = [math.exp((u[i] @ v[k]).item() / 0.3) for k in range(4)]
+        columns = [math.exp((u[k] @ v[i]).item() / 0.3) for k in range(4)]
+        total -= math.log(rows[i] / sum(rows)) + math.log(columns[i] / sum(columns))
+    assert info_nce_loss(a, b, 0.3).item() == pytest.approx(total / 8, abs=1e-12)
+
+
+def test_info_nce_refuses_different_shapes():
+    with pytest.raises(ValueError, match="one shape"):
+        info_nce_loss.__wrapped__(torch.randn(3, 4), torch.randn(2, 4))

@@ -24,7 +24,7 @@ import torch
 from polyspace.data import build_dataset
 from polyspace.data.extract import BatchDataset, Views
 from polyspace.data.feature_store import StoreWriter
-from polyspace.data.featurize import FeaturizeConfig, _forward, featurize, open_source, store_settings
+from polyspace.data.featurize import FeaturizeConfig, featurize, forward_of, open_source, store_settings
 from polyspace.data.sampling import Sampling, segment_indices
 from polyspace.data.synthetic import SyntheticConfig, generate
 from polyspace.data.transforms import prepare
@@ -56,7 +56,7 @@ def floor_seconds(config: FeaturizeConfig) -> dict[str, float]:
     writer = StoreWriter(config.out / "x.json", store_settings(config, data, cards), config.batch)
     plans = {n: c.plan for n, c in cards.items()}
     dataset = BatchDataset([r.path for r in data.records], plans, Views(Sampling()), 16, writer, None)
-    forwards = {n: _forward(c.load(), torch.device("cpu"), False) for n, c in cards.items()}
+    forwards = {n: forward_of(c.load(), torch.device("cpu"), False) for n, c in cards.items()}
     seconds = {"decode": 0.0, "prepare": 0.0, "forward": 0.0}
     with torch.inference_mode():
         for index in range(len(dataset)):

@@ -42,6 +42,7 @@ class Decoded:
     index: int
     results: list[ClipResult]
     inputs: dict[str, Tensor] = field(default_factory=dict)
+    features: dict[str, Tensor] = field(default_factory=dict)  # where no store is written
     seconds: dict[str, float] = field(default_factory=dict)
     frames_decoded: int = 0
     fault: str | None = None  # a UserError of the worker: exceptions would cross processes as tracebacks
@@ -83,14 +84,16 @@ class BatchDataset(Dataset):
         plans: Mapping[str, Plan],
         views: Views,
         need: int,
-        writer: StoreWriter,
+        sink: StoreWriter | int,
         forwards: Mapping[str, Forward] | None,
     ) -> None:
+        """`sink`: the writer that takes each batch, or a batch size where features are handed on instead."""
         self.paths, self.plans, self.views, self.need = list(paths), dict(plans), views, need
-        self.writer, self.forwards = writer, forwards
+        self.writer, self.forwards = (None, forwards) if isinstance(sink, int) else (sink, forwards)
+        self.batch = sink if isinstance(sink, int) else sink.batch
 
     def __len__(self) -> int:
-        return -(-len(self.paths) // self.writer.batch)
+        return -(-len(self.paths) // self.batch)
 
     def __getitem__(self, index: int) -> Decoded:
         try:
@@ -102,7 +105,7 @@ class BatchDataset(Dataset):
         return batch
 
     def decode(self, index: int) -> Decoded:
-        size = self.writer.batch
+        size = self.batch
         batch = Decoded(index, [], seconds={"decode": 0.0, "prepare": 0.0})
         ready: dict[str, list[Tensor]] = {space: [] for space in self.plans}
         for path in self.paths[index * size : (index + 1) * size]:
@@ -128,8 +131,8 @@ class BatchDataset(Dataset):
 
 
 @torch.inference_mode()
-def compute(batch: Decoded, forwards: Mapping[str, Forward], views: Views, writer: StoreWriter) -> None:
-    """Run every forward, average over views, write the part; the inputs are dropped."""
+def compute(batch: Decoded, forwards: Mapping[str, Forward], views: Views, writer: StoreWriter | None) -> None:
+    """Run every forward, average over views, write the part or leave it in `features`; the inputs are dropped."""
     start = time.thread_time()
     good = sum(r.reason is None for r in batch.results)
     features = {}
@@ -144,7 +147,10 @@ def compute(batch: Decoded, forwards: Mapping[str, Forward], views: Views, write
                 f"{space} gave non-finite features in batch {batch.index}; its weights or inputs are unsound"
             )
     batch.seconds["forward"] = time.thread_time() - start
-    writer.write_part(batch.index, features, batch.results)
+    if writer is None:
+        batch.features = features
+    else:
+        writer.write_part(batch.index, features, batch.results)
 
 
 def _ready_worker(_: int) -> None:
@@ -153,7 +159,8 @@ def _ready_worker(_: int) -> None:
     torch.set_num_threads(1)
     info = get_worker_info()
     assert info is not None and isinstance(info.dataset, BatchDataset)
-    info.dataset.writer.close()  # a copy of the lock in an orphaned worker would outlive a killed run
+    if info.dataset.writer is not None:
+        info.dataset.writer.close()  # a copy of the lock in an orphaned worker would outlive a killed run
 
 
 def run_batches(dataset: BatchDataset, batches: Sequence[int], workers: int) -> Iterator[Decoded]:

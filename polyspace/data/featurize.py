@@ -115,7 +115,7 @@ def featurize(
     try:
         distrib.barrier()
         device = get_device(config.device)
-        forwards = {name: _forward(card.load().to(device), device, config.tokens) for name, card in cards.items()}
+        forwards = {name: forward_of(card.load().to(device), device, config.tokens) for name, card in cards.items()}
         report = _run(config, data, cards, forwards, writer, device)
         distrib.barrier()
         if distrib.is_main():
@@ -140,7 +140,9 @@ def _finished(path: Path, writer: StoreWriter, config: FeaturizeConfig) -> Featu
     raise UserError(f"{path} was made with another {', '.join(differing)}; give --overwrite or another --out")
 
 
-def _forward(backbone: Backbone, device: torch.device, tokens: bool) -> Forward:
+def forward_of(backbone: Backbone, device: torch.device, tokens: bool) -> Forward:
+    """A backbone as the workers call it: the clip feature, and with `tokens` all tokens, on the CPU."""
+
     def run(video: Tensor) -> dict[str, Tensor]:
         features = backbone(video.to(device, non_blocking=True))
         out = {"": features.pooled.float().cpu()}

@@ -1,6 +1,5 @@
 """Barlow Twins: the cross-correlation of two views should be the identity (arXiv 2103.03230, eq. 1 and 2)."""
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 

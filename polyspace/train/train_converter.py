@@ -1,124 +1,126 @@
 """python -m polyspace.train.train_converter: fit a converter from the student's space to each teacher's."""
 
-from collections.abc import Sequence
-from pathlib import Path
-from typing import Any, Literal
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
 
 import torch
-from pydantic import Field
-from torch import Tensor
 
-from polyspace.config import Config, parse, run_command
-from polyspace.data.feature_store import FeatureStore
-from polyspace.models.spaces.converters import ConverterBank, LinearConverter, fit_converter, save_converters
-from polyspace.utils.checkpoint_io import try_writing, write_json
-from polyspace.utils.errors import UserError, did_you_mean
-from polyspace.utils.holdout import hold_out
-from polyspace.utils.log import Progress, say, table, warn
-from polyspace.utils.metrics import knn_overlap, mean_cosine
+from polyspace.config import parse, run_command
+from polyspace.models.spaces.converters import (
+    Converter,
+    ConverterBank,
+    LinearConverter,
+    ResidualMLP,
+    fit_converter,
+    save_converters,
+)
+from polyspace.train.converter_phase import ConverterPhase, PairRows, parse_losses
+from polyspace.train.converter_source import ConverterConfig, PairSource, warn_widths
+from polyspace.train.engine import PlainEngine
+from polyspace.train.loop import FitSettings, fit
+from polyspace.train.optim import build_adamw
+from polyspace.train.pairs import Gathered
+from polyspace.utils.checkpoint_io import sha256_json, try_writing, write_json
+from polyspace.utils.log import say, table
+from polyspace.utils.metrics import knn_overlap, mean_cosine, r2_score
+from polyspace.utils.misc import get_device, set_seed
 from polyspace.utils.moments import Moments
-from polyspace.utils.ridge import r2_from_moments
 from polyspace.utils.run_info import run_info
+from polyspace.utils.standardise import Standardiser, fit_standardiser
 
-COMPARED = ("mean", "procrustes", "ridge")
+CLOSED_FORMS = ("mean", "procrustes", "ridge")
 SHOWN = {"r2": "R²", "cosine": "cosine", "cka_debiased": "debiased CKA", "cka": "CKA", "knn_overlap": "kNN overlap"}
 
 
-class ConverterConfig(Config):
-    features: Path = Field(description="feature store of the training split")
-    teachers: list[str] = Field(["videomae", "timesformer", "vivit"], description="spaces to convert to")
-    kind: Literal["ridge", "procrustes"] = Field("ridge", description="ridge or procrustes; both are reported")
-    d_in: int | None = Field(None, description="the student's width; a fact of the store, which wins")
-    d_out: int | None = Field(None, description="the teachers' width; a fact of the store, which wins")
-    epochs: int = Field(10, ge=1, description="goes into the file's name; closed forms need none")
-    batch: int = Field(128, ge=1, description="rows a step; closed forms take all")
-    lr: float = Field(1e-3, gt=0, description="learning rate; closed forms have none")
-    save_dir: Path = Field(Path("checkpoints/converters"), description="folder of the result")
-    holdout: float = Field(0.2, gt=0, lt=1, description="share of source videos kept aside for choices and reports")
-    seed: int = Field(0, ge=0, description="which videos are held out")
+@torch.no_grad()
+def held_out_scores(converter: Converter, gathered: Gathered) -> dict[str, float]:
+    """Scores on held-out rows: R² against the fitting part's mean, cosine, CKA of translated and true, kNN overlap.
 
-
-def check_spaces(store: FeatureStore, teachers: Sequence[str]) -> None:
-    """Every teacher is a space of the store other than the student."""
-    for name in teachers:
-        if name == store.student:
-            raise UserError(f"--teachers {name}: that is the student of {store.path}")
-        if name not in store.spaces:
-            raise UserError(f"--teachers {name} is not in {store.path}{did_you_mean(name, store.spaces)}")
-
-
-def store_moments(store: FeatureStore, teacher: str, held: Tensor) -> tuple[Moments, Moments]:
-    """(fitting part, held-out part) of the pairs (student, teacher), streamed shard by shard."""
-    fit, held_out, start = Moments(), Moments(), 0
-    for tensors in store.shards():
-        x, y = tensors[store.student], tensors[teacher]
-        mask = held[start : start + len(x)]
-        fit.update(x[~mask], y[~mask])
-        held_out.update(x[mask], y[mask])
-        start += len(x)
-    return fit, held_out
-
-
-def held_out_scores(
-    converter: LinearConverter, fit: Moments, held_out: Moments, x: Tensor, y: Tensor
-) -> dict[str, float]:
-    """Scores on the held-out clips: R² against the fitting part's mean, cosine, CKA of translated and true, kNN.
-
-    CKA and kNN need four clips and are left out below that; a constant translation scores 0 in both.
+    CKA and kNN need four rows and are left out below that; a constant translation scores 0 in both.
     """
-    with torch.no_grad():
-        translated = converter(x)
-    scores = {
-        "r2": r2_from_moments(converter.weight.double(), converter.bias.double(), held_out, fit.mean_y()),
-        "cosine": mean_cosine(translated, y),
-    }
+    x, y = gathered.held_rows
+    guess = torch.cat([converter(part) for part in x.split(4096)])
+    scores = {"r2": r2_score(guess, y, gathered.fit.mean_y()), "cosine": mean_cosine(guess, y)}
     if len(x) < 4:
         return scores
-    if converter.weight.abs().max() == 0:
+    if isinstance(converter, LinearConverter) and converter.weight.abs().max() == 0:
         return scores | {"cka_debiased": 0.0, "cka": 0.0, "knn_overlap": 0.0}
-    cka = Moments().update(translated, y)
+    cka = Moments().update(guess, y)
     scores |= {"cka_debiased": cka.linear_cka(debiased=True), "cka": cka.linear_cka(debiased=False)}
-    return scores | {"knn_overlap": knn_overlap(translated, y)}
+    return scores | {"knn_overlap": knn_overlap(guess, y)}
 
 
-def _held_rows(store: FeatureStore, space: str, held: Tensor, most: int = 4000) -> Tensor:
-    """The first `most` held-out rows of a space."""
-    rows, start = [], 0
-    for tensors in store.shards():
-        block = tensors[space]
-        rows.append(block[held[start : start + len(block)]])
-        start += len(block)
-    return torch.cat(rows)[:most]
+def residual_bank(
+    gathered: Mapping[str, Gathered], ridge: Mapping[str, LinearConverter], config: ConverterConfig
+) -> tuple[ConverterBank, dict[str, Standardiser]]:
+    """Untrained residual converters on top of ridge, and the spaces their losses are taken in."""
+    standardisers, converters = {}, {}
+    for name, part in gathered.items():
+        standardisers[name] = fit_standardiser(part.fit.mean_y(), part.fit.cov_yy(), config.standardise)
+        std = part.fit.cov_xx().diagonal().clamp_min(0).sqrt()
+        converters[name] = ResidualMLP(ridge[name], config.hidden, part.fit.mean_x(), std, standardisers[name])
+    return ConverterBank(converters), standardisers
 
 
-def fit_bank(config: ConverterConfig, store: FeatureStore) -> tuple[ConverterBank, dict[str, Any]]:
-    """Fit every kind for every teacher on the fitting part; keep `config.kind`, report all on the held-out part."""
-    labels = [clip["label"] for clip in store.manifest["clips"]]
-    held = hold_out(store.groups, labels, config.holdout, config.seed)
-    chosen, report = {}, {}
-    x = _held_rows(store, store.student, held)
-    with Progress(len(config.teachers), "converters", "teacher") as bar:
-        for teacher in config.teachers:
-            fit, held_out = store_moments(store, teacher, held)
-            y = _held_rows(store, teacher, held)
-            scores = {}
-            for kind in COMPARED:
-                converter, choice = fit_converter(kind, fit, held_out)
-                scores[kind] = held_out_scores(converter, fit, held_out, x, y) | choice
-                if kind == config.kind:
-                    chosen[teacher] = converter
-            spaces = {"student_teacher_cka_debiased": fit.linear_cka() if fit.n >= 4 else None}
-            report[teacher] = {"fitted_on": fit.n, "held_out": held_out.n, "kinds": scores, **spaces}
-            bar.step()
-    return ConverterBank(chosen), report
+def train_residual(
+    gathered: Mapping[str, Gathered], ridge: Mapping[str, LinearConverter], config: ConverterConfig, about: Any
+) -> tuple[ConverterBank, dict[str, int]]:
+    """Residual MLPs at their best epoch on the held-out rows (0: the ridge solution), and these epochs."""
+    set_seed(config.seed)
+    bank, standardisers = residual_bank(gathered, ridge, config)
+    held = {name: part.held_rows for name, part in gathered.items()}
+    means = {name: part.fit.mean_y() for name, part in gathered.items()}
+    losses = parse_losses(config.loss)
+    phase = ConverterPhase(bank, standardisers, losses, held, means, config.teacher_drop, config.seed)
+    rows = PairRows({name: part.rows for name, part in gathered.items()})
+    per_epoch = -(-len(rows) // min(config.batch, len(rows)))
+    settings = FitSettings(
+        steps=config.epochs * per_epoch,
+        batch=min(config.batch, len(rows)),
+        lr=config.lr,
+        save_every=per_epoch,
+        eval_every=per_epoch,
+        seed=config.seed,
+    )
+    depends = [about, losses, config.standardise, config.hidden, config.weight_decay, config.teacher_drop]
+    depends += [config.teachers, config.holdout, config.tokens, config.tokens_per_clip, config.rows]
+    # named by all that the run depends on: the same line continues a killed run, another line starts its own
+    folder = config.save_dir / f"run-{sha256_json([asdict(settings), depends])[:12]}"
+
+    engine = PlainEngine(phase, build_adamw(phase, config.lr, config.weight_decay), get_device(config.device))
+    fit(engine, len(rows), rows.batch, settings, folder, name="converters", about={"depends": sha256_json(depends)})
+    (folder / "metrics.jsonl").replace(config.save_dir / "metrics.jsonl")
+    shutil.rmtree(folder)
+    return phase.cpu().best_bank, {name: round(step / per_epoch) for name, step in phase.best_steps().items()}
 
 
-def _warn_widths(config: ConverterConfig, store: FeatureStore) -> None:
-    d_in = store.spaces[store.student]["dim"]
-    d_out = sorted({store.spaces[t]["dim"] for t in config.teachers})
-    if config.d_in not in (None, d_in) or (config.d_out is not None and [config.d_out] != d_out):
-        shown = "/".join(map(str, d_out))
-        warn(f"--d_in {config.d_in} --d_out {config.d_out}: the store has {d_in} and {shown}, which are used")
+def fit_bank(
+    config: ConverterConfig, gathered: Mapping[str, Gathered], about: Any
+) -> tuple[ConverterBank, dict[str, Any], dict[str, int]]:
+    """Every kind for every teacher on the fitting part: the bank of `config.kind`, scores of all on the held-out part,
+    and the epoch that each network was kept at."""
+    made: dict[str, dict[str, Converter]] = {kind: {} for kind in CLOSED_FORMS}
+    report: dict[str, Any] = {}
+    for teacher, part in gathered.items():
+        scores: dict[str, Any] = {}
+        for kind in CLOSED_FORMS:
+            converter, choice = fit_converter(kind, part.fit, part.held)
+            made[kind][teacher] = converter
+            scores[kind] = held_out_scores(converter, part) | choice
+        cka = part.fit.linear_cka() if part.fit.n >= 4 else None
+        counts = {"fitted_on": part.fit.n, "held_out": part.held.n, "scored_rows": len(part.held_rows[0])}
+        report[teacher] = counts | {"kinds": scores, "student_teacher_cka_debiased": cka}
+    epochs = {}
+    if config.kind == "residual_mlp":
+        ridge = {name: c for name, c in made["ridge"].items() if isinstance(c, LinearConverter)}
+        bank, epochs = train_residual(gathered, ridge, config, about)
+        for teacher, part in gathered.items():
+            scores = held_out_scores(bank[teacher], part) | {"best_epoch": epochs[teacher]}
+            report[teacher]["kinds"]["residual_mlp"] = scores
+        return bank, report, epochs
+    return ConverterBank(made[config.kind]), report, epochs
 
 
 def report_lines(report: dict[str, Any], kind: str) -> list[str]:
@@ -131,44 +133,59 @@ def report_lines(report: dict[str, Any], kind: str) -> list[str]:
     return list(table(rows, ["teacher", "converter", *SHOWN.values()]))
 
 
+def _about(config: ConverterConfig, source: PairSource, report: dict[str, Any], epochs: dict[str, int]) -> dict:
+    """What stands in the file beside the weights."""
+    chosen = "closed form; ridge penalty by held-out squared error"
+    if config.kind == "residual_mlp":
+        chosen = "epoch of each network by held-out R² (0: the ridge solution); ridge penalty by held-out squared error"
+    return {
+        "kind": config.kind,
+        "loss": config.loss if config.kind == "residual_mlp" else None,
+        "tokens": config.tokens,
+        "student": source.student,
+        "features": str(config.features) if config.features else None,
+        "features_absolute": str(config.features.resolve()) if config.features else None,
+        "fingerprint": source.fingerprint,
+        "spaces": source.spaces,
+        "holdout": {"share": config.holdout, "seed": config.seed},
+        "best_epoch": epochs,
+        "chosen_by": chosen,
+        "held_out": report,
+    }
+
+
 def main(argv: Sequence[str]) -> int:
     config = parse(
         ConverterConfig,
         argv,
         prog="polyspace train-converter",
-        about="Fit converters from the student's feature space to each teacher's, by streamed moments.",
+        about="Fit converters from the student's feature space to each teacher's.",
         example="python -m polyspace.train.train_converter --features ./features/features_hmdb51_train.json "
         "--teachers videomae timesformer vivit --d_in 768 --d_out 768 --epochs 10 --batch 128 --lr 1e-3 "
         "--save_dir ./checkpoints/converters",
     )
-    store = FeatureStore(config.features)
-    check_spaces(store, config.teachers)
-    _warn_widths(config, store)
+    parse_losses(config.loss)
+    get_device(config.device)
+    source = PairSource(config)
+    warn_widths(config, source)
     try_writing(config.save_dir)
-    say(f"{config.kind} has a closed form: --epochs, --batch and --lr change nothing but the file's name")
-    bank, report = fit_bank(config, store)
+    if config.kind != "residual_mlp":
+        say(f"{config.kind} has a closed form: --epochs, --batch and --lr change nothing but the file's name")
+    gathered = source.gather()
+    bank, report, epochs = fit_bank(config, gathered, source.fingerprint)
     path = config.save_dir / f"converters_ep{config.epochs}.pt"
-    about = {
-        "kind": config.kind,
-        "student": store.student,
-        "features": str(config.features),
-        "features_absolute": str(config.features.resolve()),
-        "fingerprint": store.fingerprint,
-        "spaces": {name: store.spaces[name] for name in (store.student, *config.teachers)},
-        "holdout": {"share": config.holdout, "seed": config.seed},
-        "best_epoch": 0,
-        "chosen_by": "closed form; ridge penalty by held-out squared error",
-        "held_out": report,
-    }
-    save_converters(path, bank, about)
+    save_converters(path, bank, _about(config, source, report, epochs))
     write_json(config.save_dir / "converters_report.json", {"kind": config.kind, "teachers": report})
     write_json(config.save_dir / "run.json", run_info("train-converter", config))
-    first = next(iter(report.values()))
-    say(f"held-out scores ({first['held_out']} clips; fitted on {first['fitted_on']}):")
+    first, unit = next(iter(report.values())), "tokens" if config.tokens else "clips"
+    say(f"held-out scores ({first['held_out']} {unit}; fitted on {first['fitted_on']}):")
     for line in report_lines(report, config.kind):
         say(line)
-    if store.stand_ins:
-        say(f"(identity stand-ins: {', '.join(store.stand_ins)}; these numbers say nothing about those models)")
+    for teacher, epoch in epochs.items():
+        kept = f"epoch {epoch} of {config.epochs}" if epoch else "the ridge solution: no epoch was better"
+        say(f"{teacher}: kept {kept}")
+    if source.stand_ins:
+        say(f"(identity stand-ins: {', '.join(source.stand_ins)}; these numbers say nothing about those models)")
     say(f"-> {path}")
     return 0
 

@@ -115,13 +115,14 @@ def load_torch(path: Path, what: str = "checkpoint") -> dict[str, Any]:
     return state
 
 
-def load_versioned(path: Path, kind: str, version: int, what: str) -> dict[str, Any]:
-    """`load_torch` of a file that says its own format and version; both are checked and taken out."""
+def load_versioned(path: Path, kind: str, version: int, what: str, also: tuple[int, ...] = ()) -> dict[str, Any]:
+    """`load_torch` of a file that says its own format and version (older ones in `also` are read too); both are checked
+    and taken out."""
     state = load_torch(path, what)
     if state.pop("format", None) != kind:
         raise UserError(f"{path} is not a {what}")
     found = state.pop("format_version", None)
-    if found != version:
+    if found not in (version, *also):
         raise UserError(f"{path} has format version {found}, this release reads version {version}")
     return state
 

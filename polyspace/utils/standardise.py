@@ -31,9 +31,9 @@ class Standardiser:
 def fit_standardiser(mean: Float[Tensor, " D"], cov: Float[Tensor, "D D"], kind: Kind) -> Standardiser:
     """From a space's mean and covariance, in float64.
 
-    `per_dim` divides each dimension by its own standard deviation. `phi_s` rotates to axes of equal variance and divides
-    by one number, the root of the mean eigenvalue: W = H·Uᵀ/√λ̄ with Σ = UΛUᵀ, H a normalised Hadamard matrix, or where
-    none is known at this width another rotation to equal variances. A constant space is only centred.
+    `per_dim` divides each dimension by its own standard deviation. `phi_s` rotates to axes of equal variance and
+    divides by one number, the root of the mean eigenvalue: W = H·Uᵀ/√λ̄ with Σ = UΛUᵀ, H a normalised Hadamard matrix,
+    or where none is known at this width another rotation to equal variances. A constant space is only centred.
     """
     d = len(mean)
     one = torch.eye(d, dtype=cov.dtype, device=cov.device)

@@ -1,4 +1,4 @@
-"""Converters T_i from the student's space to a teacher's, fitted from streamed moments."""
+"""Converters T_i from the student's space to a teacher's: closed forms from streamed moments, and a residual MLP."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -13,8 +13,9 @@ from polyspace.utils.errors import UserError, did_you_mean
 from polyspace.utils.moments import Moments
 from polyspace.utils.procrustes import procrustes_from_moments
 from polyspace.utils.ridge import fit_ridge
+from polyspace.utils.standardise import Standardiser
 
-FORMAT, VERSION = "polyspace.converters", 1
+FORMAT, VERSION = "polyspace.converters", 2  # 2: residual MLPs beside linear maps
 
 
 class LinearConverter(nn.Module):
@@ -30,6 +31,50 @@ class LinearConverter(nn.Module):
 
     def forward(self, x: Float[Tensor, "*B d"]) -> Float[Tensor, "*B e"]:
         return x @ self.weight + self.bias
+
+
+class ResidualMLP(nn.Module):
+    """x (…,d) -> linear(x) + MLP((x − μ)/σ)·back (…,e): a frozen linear map and what a small network adds to it.
+
+    The MLP speaks the teacher's standardised space, `back` takes its word to the teacher's own. Its last layer starts
+    at zero, so an untrained one equals the linear map bit for bit.
+    """
+
+    mean: Tensor
+    std: Tensor
+    back: Tensor
+
+    def __init__(
+        self,
+        linear: LinearConverter,
+        hidden: int,
+        mean: Float[Tensor, " d"],
+        std: Float[Tensor, " d"],
+        standardiser: Standardiser,
+    ) -> None:
+        super().__init__()
+        self.linear = linear
+        d, e = linear.weight.shape
+        self.mlp = nn.Sequential(nn.Linear(d, hidden), nn.GELU(), nn.Linear(hidden, e))
+        last = self.mlp[-1]
+        assert isinstance(last, nn.Linear)
+        nn.init.zeros_(last.weight)
+        nn.init.zeros_(last.bias)
+        self.register_buffer("mean", mean.float())
+        self.register_buffer("std", std.clamp_min(1e-3 * std.mean()).clamp_min(1e-12).float())
+        self.register_buffer("back", standardiser.back.float())
+
+    def forward(self, x: Float[Tensor, "*B d"]) -> Float[Tensor, "*B e"]:
+        return self.linear(x) + self.mlp((x - self.mean) / self.std) @ self.back
+
+
+Converter = LinearConverter | ResidualMLP
+
+
+def dims_of(converter: Converter) -> tuple[int, int]:
+    """(d, e)."""
+    linear = converter.linear if isinstance(converter, ResidualMLP) else converter
+    return linear.weight.shape[0], linear.weight.shape[1]
 
 
 def _ridge(fit: Moments, held_out: Moments) -> tuple[LinearConverter, dict[str, Any]]:
@@ -56,24 +101,30 @@ CONVERTERS: dict[str, Callable[[Moments, Moments], tuple[LinearConverter, dict[s
 
 
 def fit_converter(kind: str, fit: Moments, held_out: Moments) -> tuple[LinearConverter, dict[str, Any]]:
+    """A closed form by name."""
     if kind not in CONVERTERS:
         raise UserError(f"--kind {kind} is unknown{did_you_mean(kind, CONVERTERS)}")
     return CONVERTERS[kind](fit, held_out)
 
 
 class ConverterBank(nn.Module):
-    """One converter per teacher, all from the same student: x (B,d) -> {teacher: (B,e)}."""
+    """One converter per teacher, all from the same student: x (…,d) -> {teacher: (…,e)}."""
 
-    def __init__(self, converters: Mapping[str, LinearConverter]) -> None:
+    def __init__(self, converters: Mapping[str, Converter]) -> None:
         super().__init__()
         self.converters = nn.ModuleDict(converters)
 
-    def forward(self, x: Float[Tensor, "B d"]) -> dict[str, Tensor]:
+    def forward(self, x: Float[Tensor, "*B d"]) -> dict[str, Tensor]:
         return {name: converter(x) for name, converter in self.converters.items()}
+
+    def __getitem__(self, name: str) -> Converter:
+        found = self.converters[name]
+        assert isinstance(found, Converter)
+        return found
 
     @property
     def dims(self) -> dict[str, int]:
-        return {n: c.weight.shape[1] for n, c in self.converters.items() if isinstance(c, LinearConverter)}
+        return {name: dims_of(self[name])[1] for name in self.converters}
 
 
 def save_converters(path: Path, bank: ConverterBank, about: Mapping[str, Any]) -> None:
@@ -82,9 +133,27 @@ def save_converters(path: Path, bank: ConverterBank, about: Mapping[str, Any]) -
 
 
 def load_converters(path: Path) -> tuple[ConverterBank, dict[str, Any]]:
-    """The bank and what stands beside it in the file; UserError for a file of another kind or version."""
-    about = load_versioned(path, FORMAT, VERSION, "converters file")
+    """The bank and what stands beside it in the file; UserError for a file of another kind or version. Files of
+    version 1 hold linear maps only and load as they are."""
+    about = load_versioned(path, FORMAT, VERSION, "converters file", also=(1,))
     state: dict[str, Tensor] = about.pop("state")
-    names = [k.removeprefix("converters.").removesuffix(".weight") for k in state if k.endswith(".weight")]
-    pairs = {n: (state[f"converters.{n}.weight"], state[f"converters.{n}.bias"]) for n in names}
-    return ConverterBank({n: LinearConverter(*pair) for n, pair in pairs.items()}).eval(), about
+    parts: dict[str, dict[str, Tensor]] = {}
+    for key, value in state.items():
+        _, name, rest = key.split(".", 2)
+        parts.setdefault(name, {})[rest] = value
+    try:
+        return ConverterBank({name: _rebuilt(part) for name, part in parts.items()}).eval(), about
+    except (KeyError, RuntimeError) as error:
+        raise UserError(f"{path} lacks a part of a converter ({error})") from error
+
+
+def _rebuilt(part: dict[str, Tensor]) -> Converter:
+    """A converter from its tensors, which tell its kind and shape."""
+    if "mlp.0.weight" not in part:
+        return LinearConverter(part["weight"], part["bias"])
+    linear = LinearConverter(part["linear.weight"], part["linear.bias"])
+    back, mean = part["back"], part["mean"]
+    unit = Standardiser(back.new_zeros(len(back)), back, back)  # only `back` is kept
+    made = ResidualMLP(linear, len(part["mlp.0.weight"]), mean, part["std"], unit)
+    made.load_state_dict(part)
+    return made

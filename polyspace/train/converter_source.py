@@ -1,0 +1,112 @@
+"""What train-converter is told, and where its pairs come from: a feature store, or videos that are not stored."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
+
+from polyspace.data.feature_store import FeatureStore
+from polyspace.data.featurize import SourceConfig, open_source, store_settings
+from polyspace.train.pairs import Gathered, gather, store_blocks, stream_blocks
+from polyspace.utils.checkpoint_io import sha256_json
+from polyspace.utils.errors import UserError, did_you_mean
+from polyspace.utils.holdout import hold_out
+from polyspace.utils.log import say, warn
+
+
+class ConverterConfig(SourceConfig):
+    dataset: str | None = Field(None, description="with --stream: the videos' data set")  # type: ignore[assignment]
+    root: Path | None = Field(None, description="with --stream: its folder")  # type: ignore[assignment]
+    features: Path | None = Field(None, description="feature store of the training split")
+    stream: bool = Field(
+        False, description="fit straight from videos and keep no features: for sets too large to store"
+    )
+    tokens: bool = Field(False, description="convert tokens instead of clip features (a store made with --tokens)")
+    kind: Literal["residual_mlp", "ridge", "procrustes"] = Field(
+        "residual_mlp", description="residual_mlp (ridge and a small network on top), ridge or procrustes"
+    )
+    d_in: int | None = Field(None, description="the student's width; a fact of the store, which wins")
+    d_out: int | None = Field(None, description="the teachers' width; a fact of the store, which wins")
+    loss: str = Field("l2=1", description="of the network: NAME=WEIGHT,… of l2 smooth_l1 cosine info_nce vicreg barlow")
+    standardise: Literal["phi_s", "per_dim", "none"] = Field("phi_s", description="the teachers' spaces in the losses")
+    hidden: int = Field(512, ge=1, description="width of the network")
+    epochs: int = Field(10, ge=1, description="passes over the sampled rows; the best one on the held-out part is kept")
+    batch: int = Field(128, ge=1, description="rows a step")
+    lr: float = Field(1e-3, gt=0, description="peak learning rate")
+    weight_decay: float = Field(0.05, ge=0, description="on the network's matrices")
+    teacher_drop: float = Field(0.0, ge=0, lt=1, description="chance that a step leaves out a teacher; never the worst")
+    rows: int = Field(100_000, ge=16, description="most rows that the network learns from, drawn at random")
+    tokens_per_clip: int = Field(64, ge=1, description="random places of each clip, with --tokens")
+    save_dir: Path = Field(Path("checkpoints/converters"), description="folder of the result")
+    holdout: float = Field(0.2, gt=0, lt=1, description="share of source videos kept aside for choices and reports")
+    seed: int = Field(0, ge=0, description="held-out videos, sampled rows, weights and order")
+
+
+class PairSource:
+    """Where the pairs come from: what is said of them in files, and their one pass."""
+
+    def __init__(self, config: ConverterConfig) -> None:
+        self.config = config
+        self.failed: list[tuple[str, str]] = []
+        if config.stream == (config.features is not None):
+            raise UserError("give either --features STORE, or --stream with --dataset and --root")
+        if config.features is None:
+            if config.dataset is None or config.root is None:
+                raise UserError("--stream needs --dataset and --root")
+            self.source = open_source(config)
+            data, cards = self.source
+            self.student, self.spaces = config.student, {name: card.about() for name, card in cards.items()}
+            self.fingerprint = sha256_json(store_settings(config, data, cards, config.tokens))
+            groups, labels = [r.group for r in data.records], [r.label for r in data.records]
+        else:
+            self.store = store = FeatureStore(config.features)
+            check_spaces(store, config.teachers)
+            if config.tokens and not store.manifest["settings"].get("tokens"):
+                raise UserError(f"{store.path} holds no tokens; featurize with --tokens, or leave out --tokens here")
+            names = (store.student, *config.teachers)
+            self.student, self.spaces = store.student, {name: store.spaces[name] for name in names}
+            self.fingerprint = store.fingerprint
+            groups, labels = store.groups, [clip["label"] for clip in store.manifest["clips"]]
+        self.held = hold_out(groups, labels, config.holdout, config.seed)
+
+    @property
+    def stand_ins(self) -> list[str]:
+        return [name for name, space in self.spaces.items() if space["backend"] == "identity"]
+
+    def gather(self) -> dict[str, Gathered]:
+        c = self.config
+        blocks = (
+            stream_blocks(c, self.source, self.held, c.tokens, self.failed)
+            if c.stream
+            else store_blocks(self.store, list(self.spaces), self.held, c.tokens)
+        )
+        grids = {name: tuple(space["grid"]) for name, space in self.spaces.items()} if c.tokens else None
+        sizes = {"rows": c.rows, "tokens_per_clip": c.tokens_per_clip, "seed": c.seed}
+        found = gather(blocks, self.student, c.teachers, grids, **sizes)
+        share = len(self.failed) / max(1, len(self.held))
+        for clip, reason in self.failed[:20]:
+            say(f"  failed: {clip}: {reason}")
+        if share > c.max_failed:
+            raise UserError(f"{len(self.failed)} clips ({share:.1%}) could not be read, more than --max_failed")
+        if any(part.fit.n < 2 or part.held.n < 1 for part in found.values()):
+            raise UserError("too few clips can be read to fit a converter and keep some aside")
+        return found
+
+
+def check_spaces(store: FeatureStore, teachers: Sequence[str]) -> None:
+    """Every teacher is a space of the store other than the student."""
+    for name in teachers:
+        if name == store.student:
+            raise UserError(f"--teachers {name}: that is the student of {store.path}")
+        if name not in store.spaces:
+            raise UserError(f"--teachers {name} is not in {store.path}{did_you_mean(name, store.spaces)}")
+
+
+def warn_widths(config: ConverterConfig, source: PairSource) -> None:
+    """Widths are facts of the spaces: flags that say otherwise are named in one line."""
+    d_in = source.spaces[source.student]["dim"]
+    d_out = sorted({source.spaces[t]["dim"] for t in config.teachers})
+    if config.d_in not in (None, d_in) or (config.d_out is not None and [config.d_out] != d_out):
+        shown = "/".join(map(str, d_out))
+        warn(f"--d_in {config.d_in} --d_out {config.d_out}: the store has {d_in} and {shown}, which are used")

@@ -69,7 +69,8 @@ def _backbones(page: Page, result: dict[str, Any], about: dict[str, Any]) -> Non
 def _converters(page: Page, result: dict[str, Any]) -> None:
     page.heading("Converters: student → teacher")
     page.text(
-        "Fitted in one pass of float64 moments on the training clips, chosen on source videos held out of them; "
+        "Mean, Procrustes and ridge come from one pass of float64 moments of the training clips; the residual MLP is a "
+        "small network on top of ridge that keeps its best epoch. All choices are made on source videos held out; "
         "the mean is the control that ignores the student. CKA is biased upwards on few clips: read the debiased one."
     )
     rows = []

@@ -39,7 +39,7 @@ def parse_losses(text: str) -> dict[str, float]:
     for item in filter(None, (part.strip() for part in text.split(","))):
         name, sign, value = item.partition("=")
         if name not in LOSSES:
-            raise UserError(f"--loss {item}: no such loss{did_you_mean(name, LOSSES)}; there are: {', '.join(LOSSES)}")
+            raise UserError(f"--loss {item}: no such loss{did_you_mean(name, LOSSES)}")
         try:
             out[name] = float(value) if sign else 1.0
         except ValueError as error:

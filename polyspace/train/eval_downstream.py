@@ -88,13 +88,14 @@ def translation_scores(
 
 def _train_store(about: dict[str, Any]) -> FeatureStore | None:
     """The features that the converters were fitted on, by the path recorded in their file."""
-    for recorded in (about["features"], about["features_absolute"]):
+    for recorded in filter(None, (about["features"], about["features_absolute"])):
         path = Path(recorded)
         if path.is_file():
             store = FeatureStore(path)
             if store.fingerprint == about["fingerprint"]:
                 return store
-    warn(f"the converters' training features ({about['features']}) are not there any more; R² uses this split's mean")
+    where = about["features"] or "a stream"
+    warn(f"the converters' training features ({where}) are not there to read; R² uses this split's mean")
     return None
 
 

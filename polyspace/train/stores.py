@@ -41,6 +41,8 @@ def get_store(config: SourceConfig, features: Path, cache: Path) -> tuple[Featur
 
 def check_fit(bank: ConverterBank, about: dict, store: FeatureStore, path: Path) -> None:
     """Converters must have been fitted on this student and these spaces (same checkpoints, same widths)."""
+    if about.get("tokens"):
+        raise UserError(f"{path} converts tokens; this command needs converters of clip features")
     if about["student"] != store.student:
         raise UserError(f"{path} converts from {about['student']}, but the features' student is {store.student}")
     for name, fitted in about["spaces"].items():

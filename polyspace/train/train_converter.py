@@ -129,7 +129,8 @@ def report_lines(report: dict[str, Any], kind: str) -> list[str]:
     for teacher, entry in report.items():
         for name, scores in entry["kinds"].items():
             mark = " (kept)" if name == kind else ""
-            rows.append([teacher, name + mark, *(f"{scores[k]:.3f}" if k in scores else "–" for k in SHOWN)])
+            shown = [f"{scores[k]:.3f}".replace("-0.000", "0.000") if k in scores else "–" for k in SHOWN]
+            rows.append([teacher, name + mark, *shown])
     return list(table(rows, ["teacher", "converter", *SHOWN.values()]))
 
 

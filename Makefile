@@ -46,9 +46,9 @@ bench: $(VENV)/.installed-dev
 # seven hours on two cores; goes on from what docs/results holds
 bench-learning: $(VENV)/.installed-dev
 	$(BIN)/python bench/learning.py --out docs/results/learning.json
-	$(BIN)/python bench/learning.py --group equal_steps --steps 8000 --out docs/results/learning_equal_steps.json
-	$(BIN)/python bench/learning.py --group sweep --seconds 480 --seeds 1 --out docs/results/learning_sweep.json
-	$(BIN)/python bench/learning.py --group ablation --seconds 480 --seeds 1 --out docs/results/learning_ablation.json
+	$(BIN)/python bench/learning.py --group equal_steps --steps 4000 --out docs/results/learning_equal_steps.json
+	$(BIN)/python bench/learning.py --group sweep --seconds 360 --seeds 1 --out docs/results/learning_sweep.json
+	$(BIN)/python bench/learning.py --group ablation --steps 4000 --out docs/results/learning_ablation.json
 	$(BIN)/python bench/learning_page.py
 
 clean:

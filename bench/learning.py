@@ -1,9 +1,9 @@
 """Does H-Net V-JEPA learn, and better than tubelets at equal compute? Probes after pretraining, with all controls.
 
     python bench/learning.py --out docs/results/learning.json --work outputs/learning
-    python bench/learning.py --group equal_steps --steps 8000 --out docs/results/learning_equal_steps.json
-    python bench/learning.py --group sweep --seconds 480 --seeds 1 --out docs/results/learning_sweep.json
-    python bench/learning.py --group ablation --seconds 480 --seeds 1 --out docs/results/learning_ablation.json
+    python bench/learning.py --group equal_steps --steps 4000 --out docs/results/learning_equal_steps.json
+    python bench/learning.py --group sweep --seconds 360 --seeds 1 --out docs/results/learning_sweep.json
+    python bench/learning.py --group ablation --steps 4000 --out docs/results/learning_ablation.json
 
 Every arm runs in a process of its own with one thread and a core, `--jobs` at a time; its length is `--seconds` of its
 own speed, or `--steps` updates. The speed is measured in CPU time over some updates before the run, and is off by some

@@ -92,7 +92,7 @@ def _heads(page: Page, folder: Path, result: dict[str, Any]) -> None:
         "Translated features are a function of the student's, so a fusion head can hardly know more than a head of "
         "equal size on the student alone: that control stands beside it, and equal scores are to be expected here."
     )
-    page.text("Gates after training: " + ", ".join(f"{k} {v:+.3f}" for k, v in result["gates"].items()) + ".")
+    page.text(f"{shown.gates_line(result)} {shown.choice_line(result)}")
     page.image(folder / "fusion" / f"{stem}_accuracy.png", "Top-1 accuracy on the validation clips.")
     lines = [json.loads(x) for x in (folder / "fusion" / "metrics.jsonl").read_text().splitlines()]
     steps = [x for x in lines if not x.get("eval")]

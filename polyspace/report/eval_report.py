@@ -68,6 +68,19 @@ def difference_line(result: dict[str, Any]) -> str:
     )
 
 
+def gates_line(result: dict[str, Any]) -> str:
+    gates = (f"{name} {mean:+.3f} ± {result['gates_std'][name]:.3f}" for name, mean in result["gates"].items())
+    return "Gates, mean and standard deviation over held-out training clips: " + ", ".join(gates) + "."
+
+
+def choice_line(result: dict[str, Any]) -> str:
+    c = result["choice"]
+    return (
+        f"Chosen on held-out training clips: {c['head']} (difference {c['top1']:+.3f}, 95 % interval "
+        f"[{c['ci'][0]:+.3f}, {c['ci'][1]:+.3f}])."
+    )
+
+
 def clips_line(result: dict[str, Any]) -> str:
     c = result["clips"]
     seen = f" WARNING: {c['seen_in_training']} of them were in training." if c["seen_in_training"] else ""
@@ -96,9 +109,10 @@ def _markdown(result: dict[str, Any], stem: str) -> list[str]:
     if notice:
         lines += [f"> **{notice}**", ""]
     lines += [clips_line(result), "", *table(head_rows(result), HEAD_COLUMNS), "", difference_line(result), ""]
-    gates = ", ".join(f"{k} {v:+.3f}" for k, v in result["gates"].items())
     lines += [
-        f"Gates: {gates}.",
+        gates_line(result),
+        "",
+        choice_line(result),
         "",
         f"![accuracy]({stem}_accuracy.png)",
         "",

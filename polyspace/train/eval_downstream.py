@@ -139,6 +139,8 @@ def evaluate(config: EvalConfig) -> tuple[dict[str, Any], int]:
         "difference": _difference(fused, alone, labels),
         "params": fusion_about["params"],
         "gates": fusion_about["gates"],
+        "gates_std": fusion_about["gates_std"],
+        "choice": fusion_about["choice"],
         "held_out": fusion_about["held_out"],
         "best_epoch": fusion_about["best_epoch"],
         "training_clips": fusion_about["clips"],

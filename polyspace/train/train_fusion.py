@@ -35,12 +35,13 @@ from polyspace.utils.checkpoint_io import (
 )
 from polyspace.utils.errors import UserError
 from polyspace.utils.flops import num_params
-from polyspace.utils.holdout import hold_out
+from polyspace.utils.holdout import hold_out, keep_fraction
 from polyspace.utils.log import say, warn
+from polyspace.utils.metrics import bootstrap_interval, top_k_hits
 from polyspace.utils.misc import get_device, set_seed
 from polyspace.utils.run_info import run_info
 
-FORMAT, VERSION = "polyspace.fusion", 1
+FORMAT, VERSION = "polyspace.fusion", 2  # 2: gates for each clip
 
 
 class FusionConfig(SourceConfig):
@@ -55,7 +56,8 @@ class FusionConfig(SourceConfig):
     holdout: float = Field(
         0.2, gt=0, lt=1, description="share of source videos kept aside, if the converters name none"
     )
-    seed: int = Field(0, ge=0, description="weights and order of clips")
+    labels_fraction: float = Field(1.0, gt=0, le=1, description="share of each class's training clips with a label")
+    seed: int = Field(0, ge=0, description="weights, order of clips, and which clips keep their label")
     save_dir: Path = Field(Path("checkpoints/fusion"), description="folder of the result")
 
 
@@ -81,7 +83,8 @@ class FusionPhase(Phase):
         assert batch.features is not None and batch.label is not None
         fused, alone = self.logits(batch.features["student"])
         losses = [F.cross_entropy(z, batch.label) for z in (fused, alone)]
-        gates = {f"gate_{name}": gate.detach() for name, gate in self.fusion.gates.items()}
+        opened = self.fusion.gates(batch.features["student"]).detach().mean(0)
+        gates = {f"gate_{name}": gate for name, gate in zip(self.fusion.projections, opened, strict=True)}
         return StepOutput(
             losses[0] + losses[1], {"loss_fusion": losses[0].detach(), "loss_student": losses[1].detach()} | gates
         )
@@ -140,9 +143,10 @@ def train(config: FusionConfig) -> int:
     held = _held_out(config, about, store, labels)
     set_seed(config.seed)
     fusion, control = matched_pair(x.shape[1], bank.dims, config.hidden, classes)
-    fusion.fit_inputs(x[~held], bank(x[~held]))
+    fusion.fit_inputs(x[~held], bank(x[~held]))  # features need no label
     control.input.fit(x[~held])
-    data = CachedFeatures({"student": x[~held]}, labels[~held])
+    labelled = keep_fraction(labels.tolist(), ~held, config.labels_fraction, config.seed)
+    data = CachedFeatures({"student": x[labelled]}, labels[labelled])
     phase = FusionPhase(bank, fusion, control, CachedFeatures({"student": x}, labels).batch(held.nonzero().flatten()))
     per_epoch = -(-len(data) // config.batch)
     settings = FitSettings(
@@ -155,7 +159,7 @@ def train(config: FusionConfig) -> int:
     )
     engine = PlainEngine(phase, build_adamw(phase, config.lr, config.weight_decay), get_device(config.device))
     depends = {"features": store.fingerprint, "converters": sha256_file(config.converters), "hidden": config.hidden}
-    depends |= {"holdout": config.holdout, "weight_decay": config.weight_decay}
+    depends |= {"holdout": config.holdout, "weight_decay": config.weight_decay, "labels": config.labels_fraction}
     # named by all that the run depends on: the same line continues a killed run, another line starts its own
     folder = config.save_dir / f"run-{sha256_json([asdict(settings), depends])[:12]}"
     fit(engine, len(data), data.batch, settings, folder, name="fusion", about=depends)
@@ -180,6 +184,27 @@ def _held_out(config: FusionConfig, about: dict[str, Any], store: FeatureStore, 
     return held
 
 
+@torch.no_grad()
+def _gates(phase: FusionPhase) -> dict[str, tuple[float, float]]:
+    """Mean and standard deviation of each space's gate over the held-out clips."""
+    assert phase._held_out.features is not None
+    opened = phase.best_fusion.gates(phase._held_out.features["student"])
+    spread = opened.std(0, correction=0)
+    return {n: (float(opened[:, i].mean()), float(spread[i])) for i, n in enumerate(phase.best_fusion.projections)}
+
+
+@torch.no_grad()
+def _choice(phase: FusionPhase) -> dict[str, Any]:
+    """Which head to use: fusion only where a bootstrap over held-out clips shows it to be better than its control."""
+    batch = phase._held_out
+    assert batch.features is not None and batch.label is not None
+    x = batch.features["student"]
+    fused, alone = phase.best_fusion(x, phase.bank(x)), phase.best_control(x)
+    gain = top_k_hits(fused, batch.label, 1) - top_k_hits(alone, batch.label, 1)
+    low, high = bootstrap_interval(gain)
+    return {"head": "fusion" if low > 0 else "student only", "top1": gain.mean().item(), "ci": [low, high]}
+
+
 def _save(config: FusionConfig, phase: FusionPhase, store: FeatureStore, per_epoch: int, clips: dict[str, int]) -> Path:
     path = config.save_dir / f"fusion_ep{config.epochs}.pt"
     shape = {"student": store.spaces[store.student]["dim"], "spaces": phase.bank.dims}
@@ -188,7 +213,7 @@ def _save(config: FusionConfig, phase: FusionPhase, store: FeatureStore, per_epo
     with torch.no_grad():
         scores = FusionPhase(phase.bank, phase.best_fusion, phase.best_control, phase._held_out).eval().evaluate(0)
     params = {"fusion": num_params(phase.fusion), "student": num_params(phase.control)}
-    gates = {name: float(gate) for name, gate in phase.best_fusion.gates.items()}
+    gates, verdict = _gates(phase), _choice(phase)
     about = {
         "format": FORMAT,
         "format_version": VERSION,
@@ -202,9 +227,14 @@ def _save(config: FusionConfig, phase: FusionPhase, store: FeatureStore, per_epo
         "held_out": scores,
         "clips": clips,
         "params": params,
-        "gates": gates,
+        "gates": {name: mean for name, (mean, _) in gates.items()},
+        "gates_std": {name: std for name, (_, std) in gates.items()},
+        "choice": verdict,
         "stand_ins": store.stand_ins,
-        "settings": {k: getattr(config, k) for k in ("epochs", "batch", "lr", "weight_decay", "holdout", "seed")},
+        "settings": {
+            k: getattr(config, k)
+            for k in ("epochs", "batch", "lr", "weight_decay", "holdout", "labels_fraction", "seed")
+        },
     }
     save_torch(path, about | {"fusion": phase.best_fusion.state_dict(), "control": phase.best_control.state_dict()})
     told = {k: v for k, v in about.items() if k != "train_ids"}
@@ -214,7 +244,12 @@ def _save(config: FusionConfig, phase: FusionPhase, store: FeatureStore, per_epo
             f"{label}: {params[name]} parameters, best epoch {epochs[name]} of {config.epochs}, "
             f"held-out top-1 {scores[f'held_out_top1_{name}']:.3f} ({clips['held_out']} clips)"
         )
-    say("gates: " + ", ".join(f"{name} {value:+.3f}" for name, value in gates.items()))
+    say("gates, held-out clips: " + ", ".join(f"{n} {mean:+.3f} ± {std:.3f}" for n, (mean, std) in gates.items()))
+    low, high = verdict["ci"]
+    say(
+        f"chosen: {verdict['head']} (fusion − student only on the held-out clips: {verdict['top1']:+.3f} top-1, "
+        f"95 % interval [{low:+.3f}, {high:+.3f}]; fusion is chosen where the whole interval is above 0)"
+    )
     say(f"-> {path}")
     return path
 

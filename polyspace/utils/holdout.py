@@ -43,3 +43,18 @@ def hold_out(
             f"no part of {len(groups)} clips from {len(set(groups))} source videos can be held out for choices"
         )
     return mask
+
+
+def keep_fraction(
+    labels: Sequence[int], among: Bool[Tensor, " n"], fraction: float, seed: int = 0
+) -> Bool[Tensor, " n"]:
+    """True for `fraction` of each class's clips in `among`, one at least, drawn at random: a smaller fraction of the
+    same seed is a part of a larger one."""
+    generator = torch.Generator().manual_seed(seed)
+    rank = torch.rand(len(labels), generator=generator, dtype=torch.float64)
+    label = torch.as_tensor(labels)
+    kept = torch.zeros(len(labels), dtype=torch.bool)
+    for own in label[among].unique():
+        rows = (among & (label == own)).nonzero().flatten()
+        kept[rows[rank[rows].argsort()[: max(1, round(fraction * len(rows)))]]] = True
+    return kept

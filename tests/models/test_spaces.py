@@ -59,9 +59,20 @@ def test_gates_begin_at_zero_and_still_learn():
     fusion, _ = matched_pair(D, SPACES, 16, 3)
     x = torch.randn(4, D)
     fusion(x, bank()(x)).square().sum().backward()
-    for name in SPACES:
-        assert fusion.gates[name].item() == 0 and fusion.gates[name].grad.abs() > 0
-        assert fusion.projections[name].weight.abs().sum() > 0
+    assert torch.equal(fusion.gates(x), torch.zeros(4, 2))
+    assert (fusion.gate.weight.grad.abs().sum(1) > 0).all() and (fusion.gate.bias.grad.abs() > 0).all()
+    assert all(fusion.projections[name].weight.abs().sum() > 0 for name in SPACES)
+
+
+def test_each_clip_has_its_own_gates():
+    fusion, _ = matched_pair(D, {"a": 5}, 16, 3)
+    torch.nn.init.normal_(fusion.gate.weight)
+    x, translated = torch.randn(2, D), {"a": torch.randn(2, 5)}
+    gates = fusion.gates(x)
+    assert gates.shape == (2, 1) and gates[0] != gates[1]
+    hidden = fusion.student(x) + gates * fusion.projections["a"](translated["a"])
+    expected = fusion.classifier(torch.nn.functional.gelu(hidden))
+    torch.testing.assert_close(fusion(x, translated), expected)
 
 
 @pytest.mark.parametrize(("hidden", "classes"), [(16, 3), (256, 51)])

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from polyspace.utils.errors import UserError, did_you_mean
-from polyspace.utils.holdout import hold_out
+from polyspace.utils.holdout import hold_out, keep_fraction
 from polyspace.utils.metrics import bootstrap_interval, confusion_matrix, knn_overlap, mean_class_accuracy, top_k_hits
 from polyspace.utils.misc import get_device, masked_mean, pad_stack, set_seed, straight_through
 
@@ -103,3 +103,18 @@ def test_suggestions_name_the_nearest_word_or_all_of_them():
 def test_lazy_names_of_misc_are_the_real_ones():
     code = "import sys, polyspace.utils.misc as m; assert 'polyspace.losses' not in sys.modules; m.nt_xent_loss"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_a_fraction_of_labels_keeps_every_class_and_grows_by_adding():
+    labels = [0] * 40 + [1] * 10 + [2] * 3
+    among = torch.ones(53, dtype=torch.bool)
+    among[:20] = False
+    counts = {}
+    for fraction in (0.01, 0.1, 0.5, 1.0):
+        kept = keep_fraction(labels, among, fraction, seed=4)
+        assert not (kept & ~among).any()
+        counts[fraction] = [int((kept & (torch.tensor(labels) == c)).sum()) for c in range(3)]
+    assert counts == {0.01: [1, 1, 1], 0.1: [2, 1, 1], 0.5: [10, 5, 2], 1.0: [20, 10, 3]}
+    few, many = (keep_fraction(labels, among, f, seed=4) for f in (0.1, 0.5))
+    assert not (few & ~many).any()
+    assert not torch.equal(many, keep_fraction(labels, among, 0.5, seed=5))

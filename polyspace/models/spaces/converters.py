@@ -142,7 +142,7 @@ def load_converters(path: Path) -> tuple[ConverterBank, dict[str, Any]]:
         _, name, rest = key.split(".", 2)
         parts.setdefault(name, {})[rest] = value
     try:
-        return ConverterBank({name: _rebuilt(part) for name, part in parts.items()}).eval(), about
+        return ConverterBank({name: _rebuilt(part) for name, part in parts.items()}).eval().requires_grad_(False), about
     except (KeyError, RuntimeError) as error:
         raise UserError(f"{path} lacks a part of a converter ({error})") from error
 

@@ -31,9 +31,10 @@ class Standardise(nn.Module):
 
 
 class FusionHead(nn.Module):
-    """logits = C(gelu(S(x) + Σ_i g_i · P_i(t_i))), x the student's feature, t_i its translations.
+    """logits = C(gelu(S(x) + Σ_i g_i(x) · P_i(t_i))), x the student's feature, t_i its translations.
 
-    Gates g_i start at 0 and P_i do not (both at 0 would never move), so step 0 equals the student path alone.
+    g_i(x) = tanh(a_i + ⟨w_i, x⟩) is a clip's own gate for space i. a and w start at 0 and P_i do not (both at 0 would
+    never move), so step 0 equals the student path alone.
     """
 
     def __init__(self, student_dim: int, space_dims: Mapping[str, int], hidden: int, classes: int) -> None:
@@ -42,7 +43,7 @@ class FusionHead(nn.Module):
         self.inputs = nn.ModuleDict({name: Standardise(dim) for name, dim in space_dims.items()})
         self.student = nn.Linear(student_dim, hidden)
         self.projections = nn.ModuleDict({name: nn.Linear(dim, hidden) for name, dim in space_dims.items()})
-        self.gates = nn.ParameterDict({name: nn.Parameter(torch.zeros(())) for name in space_dims})
+        self.gate = closed_gate(student_dim, len(space_dims))
         self.classifier = nn.Linear(hidden, classes)
 
     def fit_inputs(self, student: Float[Tensor, "n D"], translated: Mapping[str, Tensor]) -> None:
@@ -52,11 +53,23 @@ class FusionHead(nn.Module):
             assert isinstance(standardise, Standardise)
             standardise.fit(translated[name])
 
+    def gates(self, student: Float[Tensor, "B D"]) -> Float[Tensor, "B S"]:
+        """Each clip's gates in −1 … 1, in the order of the spaces."""
+        return self.gate(self.input(student)).tanh()
+
     def forward(self, student: Float[Tensor, "B D"], translated: Mapping[str, Tensor]) -> Float[Tensor, "B K"]:
-        hidden = self.student(self.input(student))
-        for name, project in self.projections.items():
-            hidden = hidden + self.gates[name] * project(self.inputs[name](translated[name]))
+        hidden, gates = self.student(self.input(student)), self.gates(student)
+        for i, (name, project) in enumerate(self.projections.items()):
+            hidden = hidden + gates[:, i : i + 1] * project(self.inputs[name](translated[name]))
         return self.classifier(F.gelu(hidden))
+
+
+def closed_gate(student_dim: int, gates: int) -> nn.Linear:
+    """A linear map that starts at 0."""
+    gate = nn.Linear(student_dim, gates)
+    nn.init.zeros_(gate.weight)
+    nn.init.zeros_(gate.bias)
+    return gate
 
 
 class StudentHead(nn.Module):
@@ -65,16 +78,16 @@ class StudentHead(nn.Module):
 
     def __init__(self, student_dim: int, hidden: int, classes: int, extra_params: int) -> None:
         super().__init__()
-        width = max(1, round((extra_params - 1 - hidden) / (student_dim + hidden + 1)))
+        width = max(1, round((extra_params - (student_dim + 1) - hidden) / (student_dim + hidden + 1)))
         self.input = Standardise(student_dim)
         self.student = nn.Linear(student_dim, hidden)
         self.branch = nn.Sequential(nn.Linear(student_dim, width), nn.GELU(), nn.Linear(width, hidden))
-        self.gate = nn.Parameter(torch.zeros(()))
+        self.gate = closed_gate(student_dim, 1)
         self.classifier = nn.Linear(hidden, classes)
 
     def forward(self, student: Float[Tensor, "B D"]) -> Float[Tensor, "B K"]:
         x = self.input(student)
-        return self.classifier(F.gelu(self.student(x) + self.gate * self.branch(x)))
+        return self.classifier(F.gelu(self.student(x) + self.gate(x).tanh() * self.branch(x)))
 
 
 def matched_pair(
@@ -82,7 +95,7 @@ def matched_pair(
 ) -> tuple[FusionHead, StudentHead]:
     """A fusion head and its control; both begin with the same student path and classifier."""
     fusion = FusionHead(student_dim, space_dims, hidden, classes)
-    extra = sum(p.numel() for part in (fusion.projections, fusion.gates) for p in part.parameters())
+    extra = sum(p.numel() for part in (fusion.projections, fusion.gate) for p in part.parameters())
     control = StudentHead(student_dim, hidden, classes, extra)
     control.student.load_state_dict(fusion.student.state_dict())
     control.classifier.load_state_dict(fusion.classifier.state_dict())

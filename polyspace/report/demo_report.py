@@ -81,6 +81,8 @@ def _converters(page: Page, result: dict[str, Any]) -> None:
     page.table(rows, ["teacher", "converter", *KINDS.values()])
     page.text("The kept converters on the validation clips, which nothing was chosen on:")
     page.table(shown.translation_rows(result), shown.TRANSLATION_COLUMNS)
+    page.text(shown.RETAINED_WORDS)
+    page.table(shown.retained_rows(result), shown.RETAINED_COLUMNS)
 
 
 def _heads(page: Page, folder: Path, result: dict[str, Any]) -> None:

@@ -33,6 +33,19 @@ def head_rows(result: dict[str, Any]) -> list[list[str]]:
 
 HEAD_COLUMNS = ["head", "top-1", "95 % interval", "top-5", "mean class", "trained parameters"]
 TRANSLATION_COLUMNS = ["space", "R²", "cosine", "debiased CKA", "CKA", "kNN overlap"]
+RETAINED_COLUMNS = [
+    "space",
+    "true features",
+    "same probe, translated",
+    "retained",
+    "loss, 95 % interval",
+    "probe retrained",
+]
+RETAINED_WORDS = (
+    "Top-1 of a linear probe that was fitted on a teacher's true training features, read on its true features and on "
+    "the student's translations; beside it a probe fitted on translations. The student's own probe stands first: a "
+    "translation can hardly know more than the student does."
+)
 COST_COLUMNS = ["what", "GFLOP a clip", "parameters (M)", "p50 (ms)", "p95 (ms)"]
 
 
@@ -42,6 +55,18 @@ def translation_rows(result: dict[str, Any]) -> list[list[str]]:
         [name, *(f"{scores[k]:.3f}" if k in scores else "–" for k in keys)]
         for name, scores in result["translation"].items()
     ]
+
+
+def retained_rows(result: dict[str, Any]) -> list[list[str]]:
+    rows = []
+    for name, r in (result["retained"] or {}).items():
+        if "translated" not in r:
+            rows.append([name, f"{r['true']:.3f}", *["–"] * 4])
+            continue
+        share = "–" if r["retained"] is None else f"{r['retained']:.1%}"
+        interval = f"[{r['loss_ci'][0]:+.3f}, {r['loss_ci'][1]:+.3f}]"
+        rows.append([name, f"{r['true']:.3f}", f"{r['translated']:.3f}", share, interval, f"{r['retrained']:.3f}"])
+    return rows
 
 
 def cost_rows(result: dict[str, Any]) -> list[list[str]]:
@@ -121,6 +146,11 @@ def _markdown(result: dict[str, Any], stem: str) -> list[str]:
     ]
     lines += [f"## Translated features ({result['converter_kind']}) against true ones", ""]
     lines += [*table(translation_rows(result), TRANSLATION_COLUMNS), ""]
+    lines += ["## Accuracy that is left of each teacher", ""]
+    if result["retained"] is None:
+        lines += ["Not measured: the converters' training features are not there, or have no labels.", ""]
+    else:
+        lines += [RETAINED_WORDS, "", *table(retained_rows(result), RETAINED_COLUMNS), ""]
     lines += ["## Cost of one clip (2 FLOP a multiply-add, attention included; batch 1)", ""]
     lines += [*table(cost_rows(result), COST_COLUMNS), "", "## Per class", ""]
     rows = [

@@ -14,6 +14,7 @@ from polyspace.data.featurize import SourceConfig
 from polyspace.models.spaces.converters import ConverterBank, load_converters
 from polyspace.report.eval_report import write_eval_files
 from polyspace.train.cost import cost_table
+from polyspace.train.retained import retained_table
 from polyspace.train.stores import check_fit, get_store
 from polyspace.train.train_fusion import load_fusion
 from polyspace.utils.checkpoint_io import sha256_file, try_writing
@@ -123,6 +124,8 @@ def evaluate(config: EvalConfig) -> tuple[dict[str, Any], int]:
     costs = cost_table(
         cards, config.student, bank, fusion, device, measure=config.latency, budget_s=config.latency_budget
     )
+    train = _train_store(about)
+    labelled = train is not None and all(clip["label"] is not None for clip in train.manifest["clips"])
     result = {
         "format": "polyspace.eval",
         "format_version": 1,
@@ -144,7 +147,8 @@ def evaluate(config: EvalConfig) -> tuple[dict[str, Any], int]:
         "held_out": fusion_about["held_out"],
         "best_epoch": fusion_about["best_epoch"],
         "training_clips": fusion_about["clips"],
-        "translation": translation_scores(store, bank, _train_store(about)),
+        "translation": translation_scores(store, bank, train),
+        "retained": retained_table(train, store, bank, about["holdout"]) if train is not None and labelled else None,
         "converter_kind": about["kind"],
         "converters_held_out": about["held_out"],
         "per_class": _per_class(store.classes, fused, alone, labels),

@@ -22,22 +22,40 @@ class Part:
     valid: Tensor | None = None
 
 
-def linear_probe(fit: Part, choose: Part, test: Part, classes: int) -> float:
-    """Test accuracy of ridge regression to one-hot labels on standardised features; the penalty with the best accuracy
-    on `choose` (ties: the larger), fitted on `fit` alone."""
+@dataclass(frozen=True)
+class LinearProbe:
+    """logits = (x − mean)/std · weight + bias, in float64."""
+
+    mean: Tensor
+    std: Tensor
+    weight: Tensor
+    bias: Tensor
+
+    def __call__(self, x: Float[Tensor, "N D"]) -> Float[Tensor, "N K"]:
+        return (x.double() - self.mean) / self.std @ self.weight + self.bias
+
+
+def fit_linear_probe(fit: Part, choose: Part, classes: int) -> LinearProbe:
+    """Ridge regression to one-hot labels on standardised features; the penalty with the best accuracy on `choose`
+    (ties: the larger), fitted on `fit` alone."""
     mean, std = fit.pooled.double().mean(0), fit.pooled.double().std(0).clamp_min(1e-6)
-    x, xc, xt = ((p.pooled.double() - mean) / std for p in (fit, choose, test))
+    x = (fit.pooled.double() - mean) / std
     y = F.one_hot(fit.label, classes).double()
     values, vectors = torch.linalg.eigh(x.T @ x)
     projected = vectors.T @ (x.T @ (y - y.mean(0)))
     best, kept = -1.0, None
     for penalty in PENALTIES:
-        weight = vectors @ (projected / (values + penalty)[:, None])
-        score = accuracy(xc @ weight + y.mean(0), choose.label)
+        probe = LinearProbe(mean, std, vectors @ (projected / (values + penalty)[:, None]), y.mean(0))
+        score = accuracy(probe(choose.pooled), choose.label)
         if score >= best:
-            best, kept = score, weight
+            best, kept = score, probe
     assert kept is not None
-    return accuracy(xt @ kept + y.mean(0), test.label)
+    return kept
+
+
+def linear_probe(fit: Part, choose: Part, test: Part, classes: int) -> float:
+    """Test accuracy of `fit_linear_probe`."""
+    return accuracy(fit_linear_probe(fit, choose, classes)(test.pooled), test.label)
 
 
 def attentive_probe(

@@ -1,0 +1,50 @@
+"""What is left of a teacher when the student stands in for it: a probe made for true features, on translated ones."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from polyspace.data.feature_store import FeatureStore
+from polyspace.models.spaces.converters import ConverterBank
+from polyspace.train.probing import LinearProbe, Part, fit_linear_probe
+from polyspace.utils.holdout import hold_out
+from polyspace.utils.metrics import bootstrap_interval, top_k_hits
+
+
+def retained_table(
+    train: FeatureStore, scored: FeatureStore, bank: ConverterBank, holdout: dict[str, Any]
+) -> dict[str, dict[str, Any]]:
+    """Per space, top-1 of linear probes on `scored`: `true` fitted on true features and read on true ones, `translated`
+    the same probe read on translated ones, `retrained` fitted on translated ones; `retained` is translated/true, and
+    `loss` the paired difference true − translated with its 95 % bootstrap interval. The student's own probe stands
+    first. Penalties are chosen on the converters' held-out part of train.
+    """
+    labels = train.labels()
+    held = hold_out(train.groups, labels.tolist(), holdout["share"], holdout["seed"])
+    test = torch.tensor([-1 if clip["label"] is None else clip["label"] for clip in scored.manifest["clips"]])
+    rows, classes = test >= 0, len(train.classes)
+
+    def probe(x: Tensor) -> LinearProbe:
+        return fit_linear_probe(Part(x[~held], labels[~held]), Part(x[held], labels[held]), classes)
+
+    def hits(fitted: LinearProbe, x: Tensor) -> Tensor:
+        return top_k_hits(fitted(x[rows]), test[rows], 1)
+
+    x_train, x_test = train.features(train.student), scored.features(scored.student)
+    own = hits(probe(x_train), x_test)
+    out: dict[str, dict[str, Any]] = {f"{train.student} (student)": {"true": own.mean().item()}}
+    for name in bank.dims:
+        with torch.inference_mode():
+            guess_train, guess_test = bank[name](x_train).clone(), bank[name](x_test).clone()
+        fitted, y_test = probe(train.features(name)), scored.features(name)
+        true, translated = hits(fitted, y_test), hits(fitted, guess_test)
+        retrained = hits(probe(guess_train), guess_test)
+        entry: dict[str, Any] = {"true": true.mean().item(), "translated": translated.mean().item()}
+        entry |= {"retrained": retrained.mean().item(), "retained": _share(translated, true)}
+        out[name] = entry | {"loss_ci": list(bootstrap_interval(true - translated))}
+    return out
+
+
+def _share(translated: Tensor, true: Tensor) -> float | None:
+    return (translated.mean() / true.mean()).item() if true.any() else None

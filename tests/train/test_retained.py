@@ -1,0 +1,52 @@
+"""Probes of true spaces on translated features, on stores made by hand."""
+
+import json
+from types import SimpleNamespace
+
+import torch
+
+from polyspace.models.spaces.converters import ConverterBank, LinearConverter
+from polyspace.train.retained import retained_table
+
+D, CLASSES = 6, 3
+
+
+def store(n: int, seed: int, unlabelled: int = 0):
+    """A student whose first dims tell the class; teacher `same` is a rotation of it, `blind` knows no class."""
+    g = torch.Generator().manual_seed(seed)
+    label = torch.randint(CLASSES, (n,), generator=g)
+    x = torch.randn(n, D, generator=g)
+    x[:, :CLASSES] += 6 * torch.nn.functional.one_hot(label, CLASSES)
+    features = {"s": x, "same": x.flip(1), "blind": torch.randn(n, 4, generator=g)}
+    kept = [None] * unlabelled + label.tolist()[unlabelled:]
+    manifest = {"clips": [{"label": k} for k in kept]}
+    return SimpleNamespace(
+        student="s",
+        classes=["a", "b", "c"],
+        groups=[f"v{i}" for i in range(n)],
+        manifest=manifest,
+        labels=lambda: label,
+        features=features.__getitem__,
+    )
+
+
+def table(converters):
+    bank = ConverterBank(converters)
+    return retained_table.__wrapped__(store(300, 0), store(200, 1, 20), bank, {"share": 0.2, "seed": 0})
+
+
+def test_a_perfect_translation_retains_everything_and_a_constant_one_falls_to_chance():
+    exact = LinearConverter(torch.eye(D).flip(1), torch.zeros(D))
+    nothing = LinearConverter(torch.zeros(D, D), torch.ones(D))
+    found = table({"same": exact})
+    assert found["same"]["translated"] == found["same"]["true"] > 0.95 and found["same"]["retained"] == 1
+    assert found["same"]["loss_ci"] == [0, 0] and found["s (student)"] == {"true": found["same"]["true"]}
+    lost = table({"same": nothing})["same"]
+    assert lost["translated"] < 0.5 and lost["retained"] < 0.5 and lost["loss_ci"][0] > 0.3
+    assert json.dumps(found)  # plain values
+
+
+def test_a_probe_retrained_on_translations_reads_the_student_and_not_the_teacher():
+    """A teacher without the class can't be read even when true, while any invertible map of the student can."""
+    found = table({"blind": LinearConverter(torch.randn(D, 4), torch.zeros(4))})["blind"]
+    assert found["true"] < 0.5 and found["retrained"] > found["true"] + 0.2

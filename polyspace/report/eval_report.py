@@ -25,7 +25,7 @@ def stand_in_notice(result: dict[str, Any]) -> str | None:
 def head_rows(result: dict[str, Any]) -> list[list[str]]:
     rows = []
     for name, s in result["heads"].items():
-        params = result["params"]["fusion" if name == "fusion" else "student"]
+        params = result["params"][name]
         interval = f"[{s['top1_ci'][0]:.3f}, {s['top1_ci'][1]:.3f}]"
         rows.append([name, f"{s['top1']:.3f}", interval, f"{s['top5']:.3f}", f"{s['mean_class']:.3f}", f"{params:,}"])
     return rows

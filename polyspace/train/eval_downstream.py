@@ -14,9 +14,10 @@ from polyspace.data.featurize import SourceConfig
 from polyspace.models.spaces.converters import ConverterBank, load_converters
 from polyspace.report.eval_report import write_eval_files
 from polyspace.train.cost import cost_table
+from polyspace.train.fusion_phase import LABELS, HeadSet
 from polyspace.train.retained import retained_table
 from polyspace.train.stores import check_fit, get_store
-from polyspace.train.train_fusion import load_fusion
+from polyspace.train.train_fusion import load_heads
 from polyspace.utils.checkpoint_io import sha256_file, try_writing
 from polyspace.utils.errors import UserError
 from polyspace.utils.log import say, warn
@@ -53,9 +54,9 @@ def head_scores(logits: Tensor, labels: Tensor) -> dict[str, Any]:
 
 
 @torch.inference_mode()
-def _logits(x: Tensor, bank: ConverterBank, heads: tuple[Any, Any], batch: int) -> tuple[Tensor, Tensor]:
-    fused = torch.cat([heads[0](part, bank(part)) for part in x.split(batch)])
-    return fused, torch.cat([heads[1](part) for part in x.split(batch)])
+def _logits(x: Tensor, heads: HeadSet, batch: int) -> dict[str, Tensor]:
+    parts = [heads(part) for part in x.split(batch)]
+    return {name: torch.cat([part[name] for part in parts]) for name in heads.heads}
 
 
 def _labelled(store: FeatureStore) -> tuple[Tensor, Tensor, int]:
@@ -106,7 +107,7 @@ def evaluate(config: EvalConfig) -> tuple[dict[str, Any], int]:
     Returns the result and the exit code (1 if too many clips could not be read).
     """
     bank, about = load_converters(config.converters)
-    fusion, control, fusion_about = load_fusion(config.fusion, bank)
+    heads, fusion_about = load_heads(config.fusion, bank)
     if fusion_about["converters_sha256"] != sha256_file(config.converters):
         raise UserError(f"{config.fusion} was trained with other converters than {config.converters}")
     out = config.out or config.fusion.parent
@@ -119,10 +120,11 @@ def evaluate(config: EvalConfig) -> tuple[dict[str, Any], int]:
     if seen:
         warn(f"{seen} of {len(store)} clips were in training; the scores say nothing about new clips")
     rows, labels, unlabelled = _labelled(store)
-    fused, alone = _logits(store.features(store.student)[rows], bank, (fusion, control), config.batch)
+    logits = _logits(store.features(store.student)[rows], heads, config.batch)
+    fused, alone = logits["fusion"], logits["student"]
     device = get_device(config.device)
     costs = cost_table(
-        cards, config.student, bank, fusion, device, measure=config.latency, budget_s=config.latency_budget
+        cards, config.student, bank, heads.fusion, device, measure=config.latency, budget_s=config.latency_budget
     )
     train = _train_store(about)
     labelled = train is not None and all(clip["label"] is not None for clip in train.manifest["clips"])
@@ -138,9 +140,9 @@ def evaluate(config: EvalConfig) -> tuple[dict[str, Any], int]:
         "spaces": store.spaces,
         "classes": store.classes,
         "chance": 1 / len(labels.unique()),
-        "heads": {"fusion": head_scores(fused, labels), "student only": head_scores(alone, labels)},
+        "heads": {LABELS[name]: head_scores(z, labels) for name, z in logits.items()},
         "difference": _difference(fused, alone, labels),
-        "params": fusion_about["params"],
+        "params": {LABELS[name]: count for name, count in fusion_about["params"].items()},
         "gates": fusion_about["gates"],
         "gates_std": fusion_about["gates_std"],
         "choice": fusion_about["choice"],

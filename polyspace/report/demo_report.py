@@ -26,7 +26,7 @@ def write_demo_report(
     )
     _data(page, folder, result, clips)
     _backbones(page, result, about)
-    _converters(page, result)
+    _converters(page, folder, result)
     _heads(page, folder, result)
     _cost(page, result)
     page.heading("Commands")
@@ -66,7 +66,7 @@ def _backbones(page: Page, result: dict[str, Any], about: dict[str, Any]) -> Non
     page.table(rows, ["backbone", "role", "dims", "trained to tell", "held-out accuracy"])
 
 
-def _converters(page: Page, result: dict[str, Any]) -> None:
+def _converters(page: Page, folder: Path, result: dict[str, Any]) -> None:
     page.heading("Converters: student → teacher")
     page.text(
         "Mean, Procrustes and ridge come from one pass of float64 moments of the training clips; the residual MLP is a "
@@ -81,6 +81,9 @@ def _converters(page: Page, result: dict[str, Any]) -> None:
     page.table(rows, ["teacher", "converter", *KINDS.values()])
     page.text("The kept converters on the validation clips, which nothing was chosen on:")
     page.table(shown.translation_rows(result), shown.TRANSLATION_COLUMNS)
+    likeness = folder / "fusion" / f"eval_{result['dataset']}_{result['split']}_cka.png"
+    if likeness.is_file():
+        page.image(likeness, "Likeness of the true spaces and the translated ones on the validation clips.")
     page.text(shown.RETAINED_WORDS)
     page.table(shown.retained_rows(result), shown.RETAINED_COLUMNS)
 

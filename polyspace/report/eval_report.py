@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from polyspace.report.figures import accuracy_figure, confusion_figure
+from polyspace.report.figures import accuracy_figure, cka_figure, confusion_figure
 from polyspace.utils.checkpoint_io import write_json, write_text
 from polyspace.utils.log import table
 
@@ -124,6 +124,8 @@ def write_eval_files(result: dict[str, Any], folder: Path) -> None:
     title = f"{data_name(result)}, fusion head"
     confusion_figure(result["confusion"], result["classes"], folder / f"{stem}_confusion.png", title, marked)
     accuracy_figure(result["heads"], result["chance"], folder / f"{stem}_accuracy.png", marked)
+    if result["cka"] is not None:
+        cka_figure(result["cka"]["spaces"], result["cka"]["debiased"], folder / f"{stem}_cka.png", marked)
     write_text(folder / f"{stem}.md", "\n".join(_markdown(result, stem)) + "\n")
     write_json(folder / f"{stem}.json", result)
 
@@ -146,6 +148,8 @@ def _markdown(result: dict[str, Any], stem: str) -> list[str]:
     ]
     lines += [f"## Translated features ({result['converter_kind']}) against true ones", ""]
     lines += [*table(translation_rows(result), TRANSLATION_COLUMNS), ""]
+    if result["cka"] is not None:
+        lines += [f"![debiased CKA between spaces, true and translated]({stem}_cka.png)", ""]
     lines += ["## Accuracy that is left of each teacher", ""]
     if result["retained"] is None:
         lines += ["Not measured: the converters' training features are not there, or have no labels.", ""]

@@ -67,6 +67,22 @@ def accuracy_figure(heads: Mapping[str, Mapping[str, Any]], chance: float, path:
     return save_figure(figure, path, watermark)
 
 
+def cka_figure(names: Sequence[str], values: Sequence[Sequence[float]], path: Path, watermark: bool = False) -> Path:
+    """Debiased CKA of every pair of spaces, with its number in each cell."""
+    matrix = np.asarray(values, dtype=float)
+    side = 0.75 * len(names) + 2
+    figure, axis = plt.subplots(figsize=(side + 1, side))
+    image = axis.imshow(matrix, cmap="viridis", vmin=0, vmax=1)
+    ticks = np.arange(len(names))
+    axis.set_xticks(ticks, names, rotation=40, ha="right", fontsize=8)
+    axis.set_yticks(ticks, names, fontsize=8)
+    for i, j in np.ndindex(matrix.shape):
+        colour = "black" if matrix[i, j] > 0.6 else "white"
+        axis.text(j, i, f"{matrix[i, j]:.2f}", ha="center", va="center", fontsize=8, color=colour)
+    figure.colorbar(image, ax=axis, label="debiased linear CKA", fraction=0.046)
+    return save_figure(figure, path, watermark)
+
+
 def curves_figure(
     series: Mapping[str, tuple[Sequence[float], Sequence[float]]],
     path: Path,

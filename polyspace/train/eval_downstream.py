@@ -19,6 +19,7 @@ from polyspace.train.retained import retained_table
 from polyspace.train.stores import check_fit, get_store
 from polyspace.train.train_fusion import load_heads
 from polyspace.utils.checkpoint_io import sha256_file, try_writing
+from polyspace.utils.cka import CkaMeter
 from polyspace.utils.errors import UserError
 from polyspace.utils.log import say, warn
 from polyspace.utils.metrics import (
@@ -88,6 +89,19 @@ def translation_scores(
     return out
 
 
+def space_likeness(store: FeatureStore, bank: ConverterBank, most: int = 2000) -> dict[str, Any] | None:
+    """Debiased CKA between the true spaces and the translated ones, over the first `most` clips; None below four."""
+    if len(store) < 4:
+        return None
+    x = store.features(store.student)[:most]
+    rows = {store.student: x} | {name: store.features(name)[:most] for name in bank.dims}
+    with torch.inference_mode():
+        rows |= {f"{name}, translated": guess for name, guess in bank(x).items()}
+    meter = CkaMeter(list(rows))
+    meter.update(rows)
+    return {"spaces": list(rows), "debiased": meter.matrix().tolist()}
+
+
 def _train_store(about: dict[str, Any]) -> FeatureStore | None:
     """The features that the converters were fitted on, by the path recorded in their file."""
     for recorded in filter(None, (about["features"], about["features_absolute"])):
@@ -150,6 +164,7 @@ def evaluate(config: EvalConfig) -> tuple[dict[str, Any], int]:
         "best_epoch": fusion_about["best_epoch"],
         "training_clips": fusion_about["clips"],
         "translation": translation_scores(store, bank, train),
+        "cka": space_likeness(store, bank),
         "retained": retained_table(train, store, bank, about["holdout"]) if train is not None and labelled else None,
         "converter_kind": about["kind"],
         "converters_held_out": about["held_out"],

@@ -98,6 +98,9 @@ def test_the_evaluation_counts_every_clip_once_and_holds_both_heads(place):
     for scores in result["heads"].values():
         assert {"top1", "top5", "mean_class", "top1_ci"} <= scores.keys() and scores["top5"] >= scores["top1"]
     assert abs(result["params"]["fusion"] / result["params"]["student only"] - 1) < 0.01
+    assert set(result["retained"]) == {"vjepa2 (student)", "videomae", "timesformer", "vivit"}
+    assert len(result["cka"]["spaces"]) == 7 and result["cka"]["debiased"][2][2] == pytest.approx(1)
+    assert result["choice"]["head"] in ("fusion", "student only")
     cost = result["cost"]
     total = sum(cost[f"teacher {t}"]["flops"] for t in ("videomae", "timesformer", "vivit"))
     assert cost["all teachers"]["flops"] == total and cost["student"]["p50_s"] > 0

@@ -43,7 +43,7 @@ bench: $(VENV)/.installed-dev
 	$(BIN)/python bench/convert.py --out docs/results/convert.json
 	$(BIN)/python bench/attention.py --out docs/results/attention.json
 
-# seven hours on two cores; goes on from what docs/results holds
+# some six hours on two cores; goes on from what docs/results holds
 bench-learning: $(VENV)/.installed-dev
 	$(BIN)/python bench/learning.py --out docs/results/learning.json
 	$(BIN)/python bench/learning.py --group equal_steps --steps 4000 --out docs/results/learning_equal_steps.json

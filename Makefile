@@ -8,6 +8,8 @@ BIN = $(VENV)/bin
 PIP = $(BIN)/python -m pip --disable-pip-version-check install --quiet -c constraints.txt
 DEMO_OUT ?= outputs/demo
 PYTEST_ARGS ?=
+# two workers of one thread each: two of two threads wait for one another
+PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2
 
 .PHONY: demo test test-all lint bench bench-learning clean
 
@@ -28,10 +30,10 @@ demo: $(VENV)/.installed
 	$(BIN)/polyspace demo --out $(DEMO_OUT)
 
 test: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest -q -n 2 $(PYTEST_ARGS)
+	$(PYTEST) $(PYTEST_ARGS)
 
 test-all: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest -q -n 2 -m "not gpu" $(PYTEST_ARGS)
+	$(PYTEST) -m "not gpu" $(PYTEST_ARGS)
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

@@ -74,8 +74,8 @@ def test_every_arm_can_be_built(group):
 
 
 def test_names_of_one_setting_are_one_setting():
-    assert ABLATIONS["as_is"].identity() == ARMS["hnet_vjepa"].identity()
-    changed = [name for name, arm in ABLATIONS.items() if arm.identity() == ARMS["hnet_vjepa"].identity()]
+    assert ABLATIONS["as_is"].identity() == EQUAL_STEPS["hnet_vjepa"].identity()
+    changed = [name for name, arm in ABLATIONS.items() if arm.identity() == EQUAL_STEPS["hnet_vjepa"].identity()]
     assert changed == ["as_is"]
 
 

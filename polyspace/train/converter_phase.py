@@ -122,7 +122,7 @@ class ConverterPhase(Phase):
     def _r2(self, name: str) -> float:
         x, y = self._held_out[name]
         with torch.no_grad():
-            guess = torch.cat([self.bank[name](part) for part in x.split(4096)])
+            guess = torch.cat([self.bank[name](part.to(self.best.device)).cpu() for part in x.split(4096)])
         return r2_score(guess, y, self._baselines[name])
 
     def evaluate(self, step: int) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from polyspace.train.engine import PlainEngine
 from polyspace.train.loop import FitSettings, fit
 from polyspace.train.optim import build_adamw
 from polyspace.train.pairs import Gathered
-from polyspace.utils.checkpoint_io import sha256_json, try_writing, write_json
+from polyspace.utils.checkpoint_io import sha256_json, try_writing, write_json, write_text
 from polyspace.utils.log import say, table
 from polyspace.utils.metrics import knn_overlap, mean_cosine, r2_score
 from polyspace.utils.misc import get_device, set_seed
@@ -91,7 +91,7 @@ def train_residual(
 
     engine = PlainEngine(phase, build_adamw(phase, config.lr, config.weight_decay), get_device(config.device))
     fit(engine, len(rows), rows.batch, settings, folder, name="converters", about={"depends": sha256_json(depends)})
-    (folder / "metrics.jsonl").replace(config.save_dir / "metrics.jsonl")
+    write_text(config.save_dir / "metrics.jsonl", (folder / "metrics.jsonl").read_text())
     shutil.rmtree(folder)
     return phase.cpu().best_bank, {name: round(step / per_epoch) for name, step in phase.best_steps().items()}
 

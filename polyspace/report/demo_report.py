@@ -86,6 +86,9 @@ def _converters(page: Page, folder: Path, result: dict[str, Any]) -> None:
         page.image(likeness, "Likeness of the true spaces and the translated ones on the validation clips.")
     page.text(shown.RETAINED_WORDS)
     page.table(shown.retained_rows(result), shown.RETAINED_COLUMNS)
+    if result["teacher_heads"]:
+        page.text(shown.HEADS_WORDS)
+        page.table(shown.teacher_head_rows(result), shown.HEADS_COLUMNS)
 
 
 def _heads(page: Page, folder: Path, result: dict[str, Any]) -> None:
@@ -115,6 +118,6 @@ def _heads(page: Page, folder: Path, result: dict[str, Any]) -> None:
 
 
 def _cost(page: Page, result: dict[str, Any]) -> None:
-    page.heading("Cost of one clip")
-    page.text("2 FLOP a multiply-add, attention included; latency measured on this machine at batch 1, sums added up.")
-    page.table(shown.cost_rows(result), shown.COST_COLUMNS)
+    page.heading("Cost")
+    page.text(shown.COST_WORDS)
+    page.table(shown.cost_rows(result), shown.cost_columns(result))

@@ -26,8 +26,16 @@ def head_rows(result: dict[str, Any]) -> list[list[str]]:
     rows = []
     for name, s in result["heads"].items():
         params = result["params"][name]
-        interval = f"[{s['top1_ci'][0]:.3f}, {s['top1_ci'][1]:.3f}]"
-        rows.append([name, f"{s['top1']:.3f}", interval, f"{s['top5']:.3f}", f"{s['mean_class']:.3f}", f"{params:,}"])
+        rows.append(
+            [
+                name,
+                f"{s['top1']:.3f}",
+                _interval(s["top1_ci"]),
+                f"{s['top5']:.3f}",
+                f"{s['mean_class']:.3f}",
+                f"{params:,}",
+            ]
+        )
     return rows
 
 
@@ -46,7 +54,24 @@ RETAINED_WORDS = (
     "the student's translations; beside it a probe fitted on translations. The student's own probe stands first: a "
     "translation can hardly know more than the student does."
 )
-COST_COLUMNS = ["what", "GFLOP a clip", "parameters (M)", "p50 (ms)", "p95 (ms)"]
+HEADS_COLUMNS = [
+    "space",
+    "classes",
+    "same answer",
+    "95 % interval",
+    "by chance",
+    "top-1, true",
+    "top-1, translated",
+    "loss, 95 % interval",
+]
+HEADS_WORDS = (
+    "Each teacher's own classifier, unchanged, on its true features and on translations: how often both get the same "
+    "answer, and how often they would if they had nothing to do with each other; top-1 where it knows these classes."
+)
+COST_WORDS = (
+    "FLOPs are of one clip, 2 a multiply-add, attention included. Latency is of one call with so many clips, on this "
+    "machine; several backbones run one after the other, so they share activation memory and add up their weights."
+)
 
 
 def translation_rows(result: dict[str, Any]) -> list[list[str]]:
@@ -64,32 +89,55 @@ def retained_rows(result: dict[str, Any]) -> list[list[str]]:
             rows.append([name, f"{r['true']:.3f}", *["–"] * 4])
             continue
         share = "–" if r["retained"] is None else f"{r['retained']:.1%}"
-        interval = f"[{r['loss_ci'][0]:+.3f}, {r['loss_ci'][1]:+.3f}]"
-        rows.append([name, f"{r['true']:.3f}", f"{r['translated']:.3f}", share, interval, f"{r['retrained']:.3f}"])
+        rows.append(
+            [name, f"{r['true']:.3f}", f"{r['translated']:.3f}", share, _signed(r["loss_ci"]), f"{r['retrained']:.3f}"]
+        )
     return rows
 
 
-def cost_rows(result: dict[str, Any]) -> list[list[str]]:
-    def milliseconds(row: dict[str, Any], key: str) -> str:
-        return f"{1e3 * row[key]:.2f}" if key in row else "–"
+def teacher_head_rows(result: dict[str, Any]) -> list[list[str]]:
+    rows = []
+    for name, r in result["teacher_heads"].items():
+        row = [name, str(r["classes"]), f"{r['agreement']:.3f}", _interval(r["agreement_ci"]), f"{r['by_chance']:.3f}"]
+        scored = "true" in r
+        row += [f"{r['true']:.3f}", f"{r['translated']:.3f}", _signed(r["loss_ci"])] if scored else ["–"] * 3
+        rows.append(row)
+    return rows
 
-    return [
-        [
-            name,
-            f"{c['flops'] / 1e9:.4g}",
-            f"{c['params'] / 1e6:.3g}",
-            milliseconds(c, "p50_s"),
-            milliseconds(c, "p95_s"),
-        ]
-        for name, c in result["cost"].items()
-    ]
+
+def _interval(ends: list[float]) -> str:
+    return f"[{ends[0]:.3f}, {ends[1]:.3f}]"
+
+
+def _signed(ends: list[float]) -> str:
+    return f"[{ends[0]:+.3f}, {ends[1]:+.3f}]"
+
+
+def cost_columns(result: dict[str, Any]) -> list[str]:
+    measured = [f"{what}, batch {size}" for size in _batches(result) for what in ("p50 (ms)", "p95 (ms)", "peak (MiB)")]
+    return ["what", "GFLOP a clip", "parameters (M)", *measured]
+
+
+def _batches(result: dict[str, Any]) -> list[str]:
+    return list(result["cost"]["student"].get("batches", ()))
+
+
+def cost_rows(result: dict[str, Any]) -> list[list[str]]:
+    rows = []
+    for name, c in result["cost"].items():
+        row = [name, f"{c['flops'] / 1e9:.4g}", f"{c['params'] / 1e6:.3g}"]
+        for size in _batches(result):
+            m = c["batches"][size]
+            row += [f"{1e3 * m['p50_s']:.2f}", f"{1e3 * m['p95_s']:.2f}", f"{m['peak_mib']:.0f}"]
+        rows.append(row)
+    return rows
 
 
 def difference_line(result: dict[str, Any]) -> str:
     d = result["difference"]
     return (
-        f"Fusion − student only, paired over clips: {d['top1']:+.3f} top-1, 95 % interval "
-        f"[{d['ci'][0]:+.3f}, {d['ci'][1]:+.3f}]: {d['verdict']}."
+        f"Fusion − student only, paired over clips: {d['top1']:+.3f} top-1, 95 % interval {_signed(d['ci'])}: "
+        f"{d['verdict']}."
     )
 
 
@@ -102,7 +150,7 @@ def choice_line(result: dict[str, Any]) -> str:
     c = result["choice"]
     return (
         f"Chosen on held-out training clips: {c['head']} (difference {c['top1']:+.3f}, 95 % interval "
-        f"[{c['ci'][0]:+.3f}, {c['ci'][1]:+.3f}])."
+        f"{_signed(c['ci'])})."
     )
 
 
@@ -155,8 +203,11 @@ def _markdown(result: dict[str, Any], stem: str) -> list[str]:
         lines += ["Not measured: the converters' training features are not there, or have no labels.", ""]
     else:
         lines += [RETAINED_WORDS, "", *table(retained_rows(result), RETAINED_COLUMNS), ""]
-    lines += ["## Cost of one clip (2 FLOP a multiply-add, attention included; batch 1)", ""]
-    lines += [*table(cost_rows(result), COST_COLUMNS), "", "## Per class", ""]
+    if result["teacher_heads"]:
+        lines += ["## Teachers' own classifiers", "", HEADS_WORDS, ""]
+        lines += [*table(teacher_head_rows(result), HEADS_COLUMNS), ""]
+    lines += ["## Cost", "", COST_WORDS, ""]
+    lines += [*table(cost_rows(result), cost_columns(result)), "", "## Per class", ""]
     rows = [
         [r["class"], str(r["clips"]), f"{r['fusion']:.3f}", f"{r['student only']:.3f}"] for r in result["per_class"]
     ]

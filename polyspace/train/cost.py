@@ -1,7 +1,8 @@
-"""What a forward costs: FLOPs and parameters counted, latency measured, for backbones, converters and heads."""
+"""What a forward costs: FLOPs and parameters counted, latency and memory measured, for backbones, converters, heads."""
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -12,49 +13,40 @@ from polyspace.models.backbones import BackboneCard
 from polyspace.models.spaces.converters import ConverterBank
 from polyspace.models.spaces.fusion import FusionHead
 from polyspace.utils.flops import forward_flops, num_params
+from polyspace.utils.memory import activation_peak, weight_bytes
+
+MOST_ROUNDS, LEAST_ROUNDS = 50, 3
+HEAD = "converters + fusion"
 
 
-def latency(run: Callable[[], Any], device: torch.device, budget_s: float = 10.0, most: int = 50) -> dict[str, float]:
-    """Median and 95th percentile seconds of a call: one warm-up, then calls until `budget_s` or `most` (at least 3)."""
-
-    def once() -> float:
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        start = time.perf_counter()
-        run()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        return time.perf_counter() - start
-
-    once()
-    times: list[float] = []
-    while len(times) < 3 or (sum(times) < budget_s and len(times) < most):
-        times.append(once())
-    p50, p95 = np.percentile(times, [50, 95])
-    return {"p50_s": float(p50), "p95_s": float(p95), "calls": len(times)}
+def timed_rounds(
+    runs: Mapping[str, Callable[[], Any]], device: torch.device, budget_s: float, least: int = LEAST_ROUNDS
+) -> dict[str, list[float]]:
+    """Seconds of every call of each run, one of each in turn, so that a slow moment of the machine hits all alike:
+    rounds until `budget_s` is spent, at least `least` and at most 50."""
+    times: dict[str, list[float]] = {name: [] for name in runs}
+    start = time.perf_counter()
+    for made in range(MOST_ROUNDS):
+        if made >= least and time.perf_counter() - start >= budget_s:
+            break
+        for name, run in runs.items():
+            times[name].append(_seconds(run, device))
+    return times
 
 
-@torch.inference_mode()
-def backbone_cost(card: BackboneCard, device: torch.device, measure: bool, budget_s: float) -> dict[str, Any]:
-    """One clip through one backbone, from pixels on the device to the clip feature."""
-    cost: dict[str, Any] = {"flops": card.flops(), "params": card.params()}
-    if measure:
-        model = card.load().to(device)
-        video = torch.zeros(1, *card.input_shape, device=device)
-        cost |= latency(lambda: model(video).pooled, device, budget_s)
-    return cost
-
-
-@torch.inference_mode()
-def head_cost(bank: ConverterBank, fusion: FusionHead, device: torch.device, budget_s: float) -> dict[str, Any]:
-    """Converters and fusion head together, from the student's clip feature to the logits."""
-    chain = _Chain(bank, fusion).to(device)
-    x = torch.zeros(1, fusion.student.in_features, device=device)
-    params = num_params(fusion) + sum(b.numel() for b in bank.buffers())
-    return {"flops": forward_flops(chain, x), "params": params} | latency(lambda: chain(x), device, budget_s)
+def _seconds(run: Callable[[], Any], device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    start = time.perf_counter()
+    run()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - start
 
 
 class _Chain(nn.Module):
+    """Converters and fusion head together, from the student's clip feature to the logits."""
+
     def __init__(self, bank: ConverterBank, fusion: FusionHead) -> None:
         super().__init__()
         self.bank, self.fusion = bank, fusion
@@ -63,6 +55,16 @@ class _Chain(nn.Module):
         return self.fusion(x, self.bank(x))
 
 
+def choices(student: str, teachers: Sequence[str]) -> dict[str, list[str]]:
+    """The rows of the table, each with the parts that it runs: the parts alone, then what a user chooses between."""
+    rows = {"student": [student], **{f"teacher {name}": [name] for name in teachers}, HEAD: [HEAD]}
+    rows[f"student + {HEAD}"] = [student, HEAD]
+    rows["all teachers"] = list(teachers)
+    rows["student + teachers"] = [student, *teachers]
+    return rows
+
+
+@torch.inference_mode()
 def cost_table(
     cards: Mapping[str, BackboneCard],
     student: str,
@@ -70,22 +72,60 @@ def cost_table(
     fusion: FusionHead,
     device: torch.device,
     *,
-    measure: bool = True,
+    batches: Sequence[int] = (1, 8),
     budget_s: float = 10.0,
 ) -> dict[str, dict[str, Any]]:
-    """Rows by name: every part alone, then the sums that a user chooses between (p50 added up)."""
-    rows = {name: backbone_cost(card, device, measure, budget_s) for name, card in cards.items()}
-    teachers = [name for name in cards if name != student]
-    head = head_cost(bank, fusion, device, min(budget_s, 1.0))
-    parts = {"student": rows.pop(student), **{f"teacher {n}": rows[n] for n in teachers}, "converters + fusion": head}
-    sums = {
-        "student + converters + fusion": ["student", "converters + fusion"],
-        "all teachers": [f"teacher {n}" for n in teachers],
-        "student + teachers": ["student", *(f"teacher {n}" for n in teachers)],
+    """What each of `choices` takes: {row: {flops (a clip), params, batches: {size: p50_s, p95_s (a call), calls,
+    peak_mib}}}; without `batches` nothing is measured.
+
+    A row of several parts is timed as the sum of their calls within a round. Its peak memory is all weights and the
+    largest part's activations, since the parts run one after the other. `budget_s` is for each part and batch size;
+    where one call of each takes longer than all of it, one timed call has to do.
+    """
+    chain = _Chain(bank, fusion).to(device).eval()
+    width = fusion.student.in_features
+    flops = {name: card.flops() for name, card in cards.items()}
+    params = {name: card.params() for name, card in cards.items()}
+    flops[HEAD] = forward_flops(chain, torch.zeros(1, width, device=device))
+    params[HEAD] = num_params(fusion) + sum(b.numel() for b in bank.buffers())
+    table: dict[str, dict[str, Any]] = {
+        row: {"flops": sum(flops[p] for p in parts), "params": sum(params[p] for p in parts)}
+        for row, parts in choices(student, [n for n in cards if n != student]).items()
     }
-    for name, names in sums.items():
-        row: dict[str, Any] = {key: sum(parts[n][key] for n in names) for key in ("flops", "params")}
-        if measure:
-            row["p50_s"] = sum(parts[n]["p50_s"] for n in names)
-        parts[name] = row
-    return parts
+    if batches:
+        models: dict[str, nn.Module] = {name: card.load().to(device) for name, card in cards.items()} | {HEAD: chain}
+        shapes = {name: card.input_shape for name, card in cards.items()} | {HEAD: (width,)}
+        for entry in table.values():
+            entry["batches"] = {}
+        for size in batches:
+            measured = _measure(models, shapes, size, device, budget_s)
+            for row, parts in choices(student, [n for n in cards if n != student]).items():
+                table[row]["batches"][str(size)] = _sum([measured[p] for p in parts])
+    return table
+
+
+def _measure(
+    models: Mapping[str, nn.Module],
+    shapes: Mapping[str, tuple[int, ...]],
+    size: int,
+    device: torch.device,
+    budget_s: float,
+) -> dict[str, tuple[list[float], int, int]]:
+    """(seconds of every call, bytes of weights, peak bytes of activations) of each model at a batch size."""
+    runs = {}
+    for name, model in models.items():
+        x = torch.zeros(size, *shapes[name], device=device)
+        runs[name] = partial(model, x)
+    start = time.perf_counter()
+    peaks = {name: activation_peak(run, device) for name, run in runs.items()}  # warms up, too
+    budget = budget_s * len(runs)
+    least = LEAST_ROUNDS if time.perf_counter() - start < budget else 1
+    times = timed_rounds(runs, device, budget, least)
+    return {name: (times[name], weight_bytes(models[name]), peaks[name]) for name in runs}
+
+
+def _sum(parts: Sequence[tuple[list[float], int, int]]) -> dict[str, float]:
+    times, weights, activations = zip(*parts, strict=True)
+    p50, p95 = np.percentile(np.sum(times, 0), [50, 95])
+    peak = (sum(weights) + max(activations)) / 2**20
+    return {"p50_s": float(p50), "p95_s": float(p95), "calls": len(times[0]), "peak_mib": peak}

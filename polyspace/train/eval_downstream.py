@@ -15,7 +15,7 @@ from polyspace.models.spaces.converters import ConverterBank, load_converters
 from polyspace.report.eval_report import write_eval_files
 from polyspace.train.cost import cost_table
 from polyspace.train.fusion_phase import LABELS, HeadSet
-from polyspace.train.retained import retained_table
+from polyspace.train.retained import retained_table, teacher_heads
 from polyspace.train.stores import check_fit, get_store
 from polyspace.train.train_fusion import load_heads
 from polyspace.utils.checkpoint_io import sha256_file, try_writing
@@ -44,7 +44,8 @@ class EvalConfig(SourceConfig):
     batch: int = Field(4, ge=1, description="clips a head's forward")
     out: Path | None = Field(None, description="folder of the results; none: beside --fusion")
     latency: bool = Field(True, description="measure latency (loads every backbone)")
-    latency_budget: float = Field(10.0, gt=0, description="seconds of timing for each backbone")
+    latency_budget: float = Field(10.0, gt=0, description="seconds of timing for each backbone and batch size")
+    latency_batches: list[int] = Field([1, 8], description="clips a call when latency and memory are measured")
 
 
 def head_scores(logits: Tensor, labels: Tensor) -> dict[str, Any]:
@@ -138,7 +139,13 @@ def evaluate(config: EvalConfig) -> tuple[dict[str, Any], int]:
     fused, alone = logits["fusion"], logits["student"]
     device = get_device(config.device)
     costs = cost_table(
-        cards, config.student, bank, heads.fusion, device, measure=config.latency, budget_s=config.latency_budget
+        cards,
+        config.student,
+        bank,
+        heads.fusion,
+        device,
+        batches=config.latency_batches if config.latency else (),
+        budget_s=config.latency_budget,
     )
     train = _train_store(about)
     labelled = train is not None and all(clip["label"] is not None for clip in train.manifest["clips"])
@@ -166,6 +173,7 @@ def evaluate(config: EvalConfig) -> tuple[dict[str, Any], int]:
         "translation": translation_scores(store, bank, train),
         "cka": space_likeness(store, bank),
         "retained": retained_table(train, store, bank, about["holdout"]) if train is not None and labelled else None,
+        "teacher_heads": teacher_heads(cards, store, bank),
         "converter_kind": about["kind"],
         "converters_held_out": about["held_out"],
         "per_class": _per_class(store.classes, fused, alone, labels),

@@ -1,11 +1,13 @@
-"""What is left of a teacher when the student stands in for it: a probe made for true features, on translated ones."""
+"""What is left of a teacher when the student stands in for it: heads made for its true features, on translated ones."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from polyspace.data.feature_store import FeatureStore
+from polyspace.models.backbones import BackboneCard
 from polyspace.models.spaces.converters import ConverterBank
 from polyspace.train.probing import LinearProbe, Part, fit_linear_probe
 from polyspace.utils.holdout import hold_out
@@ -48,3 +50,40 @@ def retained_table(
 
 def _share(translated: Tensor, true: Tensor) -> float | None:
     return (translated.mean() / true.mean()).item() if true.any() else None
+
+
+def teacher_heads(
+    cards: Mapping[str, BackboneCard], scored: FeatureStore, bank: ConverterBank
+) -> dict[str, dict[str, Any]]:
+    """Each teacher's own classifier, where its checkpoint has one, on true and on translated features.
+
+    `agreement`: share of the clips that get the same class from both, with a 95 % bootstrap interval; `by_chance`: what
+    independent answers as frequent as these would give. Where the head knows all classes of the data set (names
+    compared without case, brackets and underscores) also top-1 of both against the labels, and the interval of the
+    paired difference true − translated.
+    """
+    labels = torch.tensor([-1 if clip["label"] is None else clip["label"] for clip in scored.manifest["clips"]])
+    rows, out = labels >= 0, {}
+    for name in bank.dims:
+        head = cards[name].classifier()
+        if head is None:
+            continue
+        with torch.inference_mode():
+            true = head.linear(scored.features(name)).argmax(1)
+            translated = head.linear(bank[name](scored.features(scored.student))).argmax(1)
+        same = (true == translated).double()
+        shares = [torch.bincount(x, minlength=len(head.names)) / len(x) for x in (true, translated)]
+        entry: dict[str, Any] = {"classes": len(head.names), "agreement": same.mean().item()}
+        entry |= {"agreement_ci": list(bootstrap_interval(same)), "by_chance": (shares[0] @ shares[1]).item()}
+        places = {_plain(n): k for k, n in enumerate(head.names)}
+        if rows.any() and all(_plain(n) in places for n in scored.classes):
+            wanted = torch.tensor([places[_plain(n)] for n in scored.classes])[labels[rows]]
+            right = [(x[rows] == wanted).double() for x in (true, translated)]
+            entry |= {"true": right[0].mean().item(), "translated": right[1].mean().item()}
+            entry |= {"loss_ci": list(bootstrap_interval(right[0] - right[1]))}
+        out[name] = entry
+    return out
+
+
+def _plain(name: str) -> str:
+    return " ".join(name.lower().replace("[", "").replace("]", "").replace("_", " ").split())

@@ -88,20 +88,25 @@ def test_a_fine_tuned_videomae_uses_the_norm_that_its_head_keeps(tmp_path):
     video = clips("videomae")
     expected = model.eval()(video.permute(0, 1, 4, 2, 3)).logits
     assert "fc_norm" in about.pooling
-    torch.testing.assert_close(model.classifier(about.load()(video).pooled), expected)
+    head = about.classifier()
+    torch.testing.assert_close(head.linear(about.load()(video).pooled), expected)
+    assert head.names == ["LABEL_0", "LABEL_1", "LABEL_2"]
 
 
 @pytest.mark.parametrize("name", ["timesformer", "vivit"])
-def test_the_clip_feature_is_what_the_class_token_head_reads(tmp_path, name):
+def test_the_checkpoints_classifier_reads_the_clip_feature(tmp_path, name):
     config = small_config(name)
-    config.num_labels = 3
+    config.id2label = {0: "run", 1: "jump", 2: "swim"}
     kind = {"timesformer": "TimesformerForVideoClassification", "vivit": "VivitForVideoClassification"}[name]
     model = getattr(transformers, kind)(config).eval()
-    backbone = card(name, save_small(name, tmp_path, model=model)).load()
-    video = clips(name)
-    torch.testing.assert_close(
-        model.classifier(backbone(video).pooled), model(video.permute(0, 1, 4, 2, 3)).logits, rtol=1e-4, atol=1e-4
-    )
+    about, video = card(name, save_small(name, tmp_path, model=model)), clips(name)
+    expected = model(video.permute(0, 1, 4, 2, 3)).logits
+    torch.testing.assert_close(about.classifier().linear(about.load()(video).pooled), expected, rtol=1e-4, atol=1e-4)
+    assert about.classifier().names == ["run", "jump", "swim"]
+
+
+def test_a_backbone_without_a_head_has_no_classifier(checkpoints):
+    assert all(card(name, folder).classifier() is None for name, folder in checkpoints.items())
 
 
 def test_the_predictor_of_vjepa2_is_not_run(checkpoints):

@@ -54,7 +54,7 @@ def test_published_sizes_run_end_to_end_on_real_clips(real_data, tmp_path):
     run_ok(f"python -m polyspace.train.train_fusion {source} --split train {heads} --save_dir h --epochs 2", tmp_path)
     run_ok(
         f"python -m polyspace.train.eval_downstream {source} --split train {heads} --fusion h/fusion_ep2.pt "
-        "--latency_budget 1",
+        "--latency_budget 1 --latency_batches 1",
         tmp_path,
     )
     cost = json.loads((tmp_path / "h" / "eval_videofolder_train.json").read_text())["cost"]

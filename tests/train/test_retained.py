@@ -4,9 +4,11 @@ import json
 from types import SimpleNamespace
 
 import torch
+from torch import nn
 
+from polyspace.models.backbones.base import Classifier
 from polyspace.models.spaces.converters import ConverterBank, LinearConverter
-from polyspace.train.retained import retained_table
+from polyspace.train.retained import _plain, retained_table, teacher_heads
 
 D, CLASSES = 6, 3
 
@@ -50,3 +52,37 @@ def test_a_probe_retrained_on_translations_reads_the_student_and_not_the_teacher
     """A teacher without the class can't be read even when true, while any invertible map of the student can."""
     found = table({"blind": LinearConverter(torch.randn(D, 4), torch.zeros(4))})["blind"]
     assert found["true"] < 0.5 and found["retrained"] > found["true"] + 0.2
+
+
+NAMES = ["[A]", "b_", "C", "other"]
+
+
+def heads(bank_map, names=NAMES):
+    linear = nn.Linear(D, len(names))
+    with torch.no_grad():
+        linear.weight.copy_(torch.eye(D).flip(1)[: len(names)])  # reads the class where `same` keeps it
+        linear.bias.zero_()
+    cards = {
+        "same": SimpleNamespace(classifier=lambda: Classifier(linear, names)),
+        "blind": SimpleNamespace(classifier=lambda: None),
+    }
+    bank = ConverterBank({"same": bank_map, "blind": LinearConverter(torch.zeros(D, 4), torch.zeros(4))})
+    return teacher_heads.__wrapped__(cards, store(200, 1, 20), bank)
+
+
+def test_a_teachers_head_agrees_with_itself_on_perfect_translations_and_by_chance_on_constant_ones():
+    exact = heads(LinearConverter(torch.eye(D).flip(1), torch.zeros(D)))
+    assert set(exact) == {"same"}  # the other teacher has no head
+    assert exact["same"]["agreement"] == 1 and exact["same"]["true"] == exact["same"]["translated"] > 0.95
+    constant = heads(LinearConverter(torch.zeros(D, D), torch.eye(D)[D - 1]))["same"]
+    assert abs(constant["agreement"] - constant["by_chance"]) < 1e-6 and constant["loss_ci"][0] > 0.4
+    assert json.dumps(exact) and json.dumps(constant)
+
+
+def test_a_head_that_lacks_a_class_is_scored_by_agreement_only():
+    found = heads(LinearConverter(torch.eye(D).flip(1), torch.zeros(D)), ["a", "b", "another", "other"])["same"]
+    assert found["agreement"] == 1 and "true" not in found
+
+
+def test_class_names_are_compared_without_case_brackets_and_underscores():
+    assert _plain("Moving [something] up") == _plain("moving something_up")

@@ -21,11 +21,20 @@ class Backbone(nn.Module):
 
 
 @dataclass(frozen=True)
+class Classifier:
+    """The classification head of a checkpoint: linear, from the clip feature to scores of `names`."""
+
+    linear: nn.Linear
+    names: list[str]
+
+
+@dataclass(frozen=True)
 class BackboneCard:
     """What is known of a backbone without its weights.
 
     `backend` is "transformers" or "identity" (a stand-in: it is announced wherever its features go); `digest`
-    identifies the weights' bytes; `pooling` says what the clip feature is; `trained` what the weights learned from.
+    identifies the weights' bytes; `pooling` says what the clip feature is; `trained` what the weights learned from;
+    `classifier` loads the checkpoint's own head where it has one that reads the clip feature.
     """
 
     name: str
@@ -41,6 +50,7 @@ class BackboneCard:
     skeleton: Callable[[], nn.Module] = field(compare=False, repr=False)
     trained: str = ""
     why: str = ""
+    classifier: Callable[[], Classifier | None] = field(default=lambda: None, compare=False, repr=False)
 
     @property
     def input_shape(self) -> tuple[int, int, int, int]:

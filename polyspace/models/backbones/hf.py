@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from polyspace.models.backbones.base import Backbone, BackboneCard
+from polyspace.models.backbones.base import Backbone, BackboneCard, Classifier
 from polyspace.models.backbones.checkpoints import Checkpoint, WeightsUnavailable, find_checkpoint
 from polyspace.models.backbones.plans import default_plan, read_plan
 from polyspace.models.features import Features
@@ -81,6 +81,10 @@ FAMILIES = {
 }
 
 
+# clip features that the heads of ForVideoClassification read (VideoMAE without fc_norm: one token; V-JEPA 2: all)
+_READ_BY_HEADS = {"vjepa2": (), "videomae": ("mean, then fc_norm",), "timesformer": ("cls",), "vivit": ("cls",)}
+
+
 def describe(name: str, checkpoint: str | None, revision: str | None, frames: int) -> BackboneCard:
     """The card of a checkpoint (or of the family's default id). Raises WeightsUnavailable or UserError."""
     try:
@@ -110,6 +114,7 @@ def describe(name: str, checkpoint: str | None, revision: str | None, frames: in
         load=lambda: _load(name, found, plan.crop, plan.frames, "fc_norm" in pooling),
         skeleton=lambda: _skeleton(name, config, plan.crop, plan.frames, "fc_norm" in pooling),
         trained=family.trained,
+        classifier=lambda: _load_classifier(found, config) if head and pooling in _READ_BY_HEADS[name] else None,
     )
 
 
@@ -223,11 +228,27 @@ def _load(name: str, found: Checkpoint, crop: tuple[int, int], frames: int, fc_n
 
 def _load_head_norm(found: Checkpoint, config: Any) -> nn.LayerNorm:
     """Fine-tuned VideoMAE keeps its final norm in the classification head."""
+    norm = _head_norm(config)
+    norm.load_state_dict(_tensors(found, "fc_norm."))
+    return norm
+
+
+def _load_classifier(found: Checkpoint, config: Any) -> Classifier:
+    linear = nn.Linear(config.hidden_size, config.num_labels)
+    try:
+        linear.load_state_dict(_tensors(found, "classifier."))
+    except RuntimeError as error:
+        raise UserError(f"{found.name}: its classification head doesn't fit its config ({error})") from error
+    return Classifier(linear.eval().requires_grad_(False), [config.id2label[k] for k in range(config.num_labels)])
+
+
+def _tensors(found: Checkpoint, prefix: str) -> dict[str, Tensor]:
+    """The checkpoint's tensors under a prefix, which is taken off."""
     from safetensors import safe_open
 
-    norm, state = _head_norm(config), {}
+    out = {}
     for file in sorted(found.folder.glob("*.safetensors")):
-        with safe_open(file, "pt") as tensors:
-            state |= {k[8:]: tensors.get_tensor(k) for k in tensors.keys() if k.startswith("fc_norm.")}  # noqa: SIM118
-    norm.load_state_dict(state)
-    return norm
+        with safe_open(file, "pt") as held:
+            names = [k for k in held.keys() if k.startswith(prefix)]  # noqa: SIM118
+            out |= {k.removeprefix(prefix): held.get_tensor(k).float() for k in names}
+    return out

@@ -113,3 +113,19 @@ def strips_figure(strips: Mapping[str, np.ndarray], path: Path, frames: int = 8)
                 axis.set_xlabel(f"frame {t}", fontsize=7)
         row[0].set_ylabel(title, fontsize=7, rotation=0, ha="right", va="center")
     return save_figure(figure, path, False)
+
+
+def labels_figure(points: Sequence[Mapping[str, Any]], chance: float, path: Path, watermark: bool = False) -> Path:
+    """Top-1 of each head over the number of labelled clips, with its interval over seeds."""
+    figure, axis = plt.subplots(figsize=(5.5, 3.6))
+    clips = [p["clips"] for p in points]
+    for name in points[0]["heads"]:
+        mean, low, high = np.array([p["heads"][name]["top1"] for p in points]).T
+        (line,) = axis.plot(clips, mean, marker="o", label=name)
+        axis.fill_between(clips, low, high, color=line.get_color(), alpha=0.2, linewidth=0)
+    axis.axhline(chance, color="grey", linestyle=":", label="chance")
+    axis.set(xscale="log", xlabel="labelled training clips", ylabel="top-1 accuracy", ylim=(0, 1))
+    axis.set_xticks(clips, [str(n) for n in clips])
+    axis.minorticks_off()
+    axis.legend(fontsize=8)
+    return save_figure(figure, path, watermark)

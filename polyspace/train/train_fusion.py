@@ -38,10 +38,11 @@ from polyspace.utils.run_info import run_info
 FORMAT, VERSION = "polyspace.fusion", 2  # 2: gates for each clip
 
 
-class FusionConfig(SourceConfig):
+class HeadConfig(SourceConfig):
+    """How heads are trained."""
+
     converters: Path = Field(description="file written by train-converter")
     features: Path = Field(Path("features"), description="folder to look for a fitting feature store in")
-    classes: int | None = Field(None, ge=2, description="number of classes; a fact of the data set, checked")
     hidden: int = Field(256, ge=1, description="width of the fused representation")
     batch: int = Field(4, ge=1, description="clips an update")
     epochs: int = Field(5, ge=1, description="passes over the training part")
@@ -50,6 +51,10 @@ class FusionConfig(SourceConfig):
     holdout: float = Field(
         0.2, gt=0, lt=1, description="share of source videos kept aside, if the converters name none"
     )
+
+
+class FusionConfig(HeadConfig):
+    classes: int | None = Field(None, ge=2, description="number of classes; a fact of the data set, checked")
     labels_fraction: float = Field(1.0, gt=0, le=1, description="share of each class's training clips with a label")
     seed: int = Field(0, ge=0, description="weights, order of clips, and which clips keep their label")
     controls: bool = Field(True, description="also train fusions of shuffled teachers and of random maps")
@@ -71,7 +76,7 @@ def load_heads(path: Path, bank: ConverterBank) -> tuple[HeadSet, dict[str, Any]
     return heads.eval().requires_grad_(False), about
 
 
-def _check_classes(config: FusionConfig, store: FeatureStore) -> int:
+def _check_classes(config: FusionConfig, store: FeatureStore) -> None:
     """The number of classes is the data set's."""
     count = len(store.classes)
     if count < 2:
@@ -80,7 +85,6 @@ def _check_classes(config: FusionConfig, store: FeatureStore) -> int:
         raise UserError(f"--classes {config.classes}: {config.dataset} has {count} classes")
     if config.classes is not None and config.classes > count:
         warn(f"--classes {config.classes}: {config.dataset} has {count} classes here, which is used")
-    return count
 
 
 def train(config: FusionConfig) -> int:
@@ -89,45 +93,68 @@ def train(config: FusionConfig) -> int:
     try_writing(config.save_dir)
     store, _, code = get_store(config, config.features, config.save_dir / "cache")
     check_fit(bank, about, store, config.converters)
-    classes = _check_classes(config, store)
+    _check_classes(config, store)
+    held = held_out_rows(config, about, store, config.seed)
+    place, share = config.save_dir, config.labels_fraction
+    phase, clips, folder = fit_heads(
+        config, bank, store, held, place, config.seed, labels_fraction=share, controls=config.controls
+    )
+    _save(config, phase, store, clips)
+    write_text(config.save_dir / "metrics.jsonl", (folder / "metrics.jsonl").read_text())
+    shutil.rmtree(folder)
+    return code
+
+
+def fit_heads(
+    config: HeadConfig,
+    bank: ConverterBank,
+    store: FeatureStore,
+    held: Tensor,
+    place: Path,
+    seed: int,
+    *,
+    labels_fraction: float = 1.0,
+    controls: bool = False,
+    equal_updates: bool = False,
+) -> tuple[FusionPhase, dict[str, int], Path]:
+    """Train the fusion head and its student-only control (and the `controls`) on a share of the labels.
+
+    Returns the trained phase on the CPU, how many clips trained it and chose its epoch, and the folder of the run under
+    `place`. Passes are over the labelled clips; with `equal_updates` there are as many updates as with all labels.
+    """
     x, labels = store.features(store.student), store.labels()
-    held = _held_out(config, about, store, labels)
-    set_seed(config.seed)
+    set_seed(seed)
     banks = {"fusion": bank}
-    if config.controls:
-        teachers = {name: store.features(name) for name in bank.dims}
-        banks |= control_banks(bank, x, teachers, held, config.seed)
-    heads = HeadSet(HeadShape(x.shape[1], bank.dims, config.hidden, classes), banks)
+    if controls:
+        banks |= control_banks(bank, x, {name: store.features(name) for name in bank.dims}, held, seed)
+    heads = HeadSet(HeadShape(x.shape[1], bank.dims, config.hidden, len(store.classes)), banks)
     heads.fit_inputs(x[~held])
-    labelled = keep_fraction(labels.tolist(), ~held, config.labels_fraction, config.seed)
+    labelled = keep_fraction(labels.tolist(), ~held, labels_fraction, seed)
     data = CachedFeatures({"student": x[labelled]}, labels[labelled])
     phase = FusionPhase(heads, CachedFeatures({"student": x}, labels).batch(held.nonzero().flatten()))
-    per_epoch = -(-len(data) // config.batch)
+    per_epoch = -(-(int((~held).sum()) if equal_updates else len(data)) // config.batch)
     settings = FitSettings(
         steps=config.epochs * per_epoch,
         batch=min(config.batch, len(data)),
         lr=config.lr,
         save_every=per_epoch,
         eval_every=per_epoch,
-        seed=config.seed,
+        seed=seed,
     )
     engine = PlainEngine(phase, build_adamw(phase, config.lr, config.weight_decay), get_device(config.device))
     depends = {"features": store.fingerprint, "converters": sha256_file(config.converters), "hidden": config.hidden}
-    depends |= {"holdout": config.holdout, "weight_decay": config.weight_decay, "labels": config.labels_fraction}
-    depends |= {"controls": config.controls}
+    depends |= {"holdout": config.holdout, "weight_decay": config.weight_decay, "labels": labels_fraction}
+    depends |= {"controls": controls}
     # named by all that the run depends on: the same line continues a killed run, another line starts its own
-    folder = config.save_dir / f"run-{sha256_json([asdict(settings), depends])[:12]}"
+    folder = place / f"run-{sha256_json([asdict(settings), depends])[:12]}"
     fit(engine, len(data), data.batch, settings, folder, name="fusion", about=depends)
-    _save(config, phase.cpu(), store, per_epoch, {"train": len(data), "held_out": int(held.sum())})
-    write_text(config.save_dir / "metrics.jsonl", (folder / "metrics.jsonl").read_text())
-    shutil.rmtree(folder)
-    return code
+    return phase.cpu(), {"train": len(data), "held_out": int(held.sum()), "updates_an_epoch": per_epoch}, folder
 
 
-def _held_out(config: FusionConfig, about: dict[str, Any], store: FeatureStore, labels: Tensor) -> Tensor:
+def held_out_rows(config: HeadConfig, about: dict[str, Any], store: FeatureStore, seed: int) -> Tensor:
     """The converters' own held-out part where they were fitted on these clips: elsewhere translations are in-sample,
     and an epoch chosen there would flatter the fusion head alone."""
-    share, seed = config.holdout, config.seed
+    labels, share = store.labels(), config.holdout
     if about["fingerprint"] == store.fingerprint:
         share, seed = about["holdout"]["share"], about["holdout"]["seed"]
     held = hold_out(store.groups, labels.tolist(), share, seed)
@@ -139,10 +166,10 @@ def _held_out(config: FusionConfig, about: dict[str, Any], store: FeatureStore, 
     return held
 
 
-def _save(config: FusionConfig, phase: FusionPhase, store: FeatureStore, per_epoch: int, clips: dict[str, int]) -> Path:
+def _save(config: FusionConfig, phase: FusionPhase, store: FeatureStore, clips: dict[str, int]) -> Path:
     path = config.save_dir / f"fusion_ep{config.epochs}.pt"
     shape = HeadShape(store.spaces[store.student]["dim"], phase.set.bank.dims, config.hidden, len(store.classes))
-    epochs = {name: round(step / per_epoch) for name, step in phase.best_steps().items()}
+    epochs = {name: round(step / clips["updates_an_epoch"]) for name, step in phase.best_steps().items()}
     scores = phase.scores(phase.best_set)
     params = {name: num_params(head) for name, head in phase.set.heads.items()}
     gates, verdict = phase.gates(), phase.choice()
@@ -157,7 +184,7 @@ def _save(config: FusionConfig, phase: FusionPhase, store: FeatureStore, per_epo
         "train_ids": store.ids,
         "best_epoch": epochs,
         "held_out": scores,
-        "clips": clips,
+        "clips": {k: clips[k] for k in ("train", "held_out")},
         "params": params,
         "gates": {name: mean for name, (mean, _) in gates.items()},
         "gates_std": {name: std for name, (_, std) in gates.items()},

@@ -1,5 +1,7 @@
 """Scores of classifiers and of translated features."""
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int64
@@ -33,6 +35,23 @@ def bootstrap_interval(
     tail = (1 - level) / 2
     low, high = torch.quantile(means, torch.tensor([tail, 1 - tail], dtype=torch.float64))
     return low.item(), high.item()
+
+
+# Student's t, 97.5 %, for 1 … 30 degrees of freedom
+_T975 = (
+    *(12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228),
+    *(2.201, 2.179, 2.160, 2.145, 2.131, 2.120, 2.110, 2.101, 2.093, 2.086),
+    *(2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042),
+)
+
+
+def seed_interval(values: Sequence[float]) -> tuple[float, float, float]:
+    """Mean of a score over repeated runs, and its 95 % t interval (low, high); two runs at least."""
+    x = torch.tensor(values, dtype=torch.float64)
+    if len(x) < 2:
+        raise ValueError("an interval over runs needs at least two of them")
+    half = _T975[min(len(x) - 1, len(_T975)) - 1] * x.std().item() / len(x) ** 0.5
+    return x.mean().item(), x.mean().item() - half, x.mean().item() + half
 
 
 def mean_cosine(x: Float[Tensor, "n d"], y: Float[Tensor, "n d"]) -> float:

@@ -121,6 +121,33 @@ def test_a_second_training_decodes_nothing_and_gives_the_same_file(place):
         assert all(torch.equal(state[k], after["heads"][name][k]) for k in state)
 
 
+def test_a_labels_curve_holds_every_share_and_seed_and_goes_on_where_it_stopped(place):
+    line = EVALUATE.replace("eval_downstream", "labels_curve").replace(
+        "--fusion ./checkpoints/fusion/fusion_ep5.pt ", ""
+    )
+    line = (
+        line.replace("--batch 4", "--batch 16") + " --out ./checkpoints/fusion --fractions 0.3 1 --seeds 2 --epochs 2"
+    )
+    out = place / "checkpoints" / "fusion"
+    run_ok(line, place)
+    file = out / "labels_curve_hmdb51_validation.json"
+    first = json.loads(file.read_text())
+    assert [p["fraction"] for p in first["points"]] == [0.3, 1.0]
+    assert first["points"][0]["clips"] < first["points"][1]["clips"]
+    for point in first["points"]:
+        gains = [a - b for a, b in zip(*(h["seeds"] for h in point["heads"].values()), strict=True)]
+        assert point["difference"]["seeds"] == gains and len(gains) == 2
+    kept = {p: p.stat().st_mtime_ns for p in (out / "points").iterdir()}
+    assert len(kept) == 4 and not list(out.glob("run-*"))
+    next(iter(kept)).unlink()
+    run_ok(line, place)
+    again = {p: p.stat().st_mtime_ns for p in (out / "points").iterdir()}
+    assert sum(again[p] == t for p, t in kept.items()) == 3
+    assert json.loads(file.read_text())["points"] == first["points"]
+    run_fails(line + " --split train", place, "training clips")
+    run_fails(line + " --set fractions=[0]", place, "(0, 1]")
+
+
 def test_strict_is_an_error_without_a_traceback(place):
     for line in (FEATURIZE, FUSE, EVALUATE):
         run_fails(line + " --strict", place, "--strict", "vjepa2")

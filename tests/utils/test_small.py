@@ -9,7 +9,14 @@ import torch
 
 from polyspace.utils.errors import UserError, did_you_mean
 from polyspace.utils.holdout import hold_out, keep_fraction
-from polyspace.utils.metrics import bootstrap_interval, confusion_matrix, knn_overlap, mean_class_accuracy, top_k_hits
+from polyspace.utils.metrics import (
+    bootstrap_interval,
+    confusion_matrix,
+    knn_overlap,
+    mean_class_accuracy,
+    seed_interval,
+    top_k_hits,
+)
 from polyspace.utils.misc import get_device, masked_mean, pad_stack, set_seed, straight_through
 
 
@@ -56,6 +63,16 @@ def test_scores_of_a_case_worked_by_hand():
 
 def test_ties_count_against_the_label():
     assert top_k_hits(torch.zeros(1, 4), torch.tensor([0]), 1).item() == 0
+
+
+def test_the_interval_over_runs_is_the_t_interval():
+    stats = pytest.importorskip("scipy.stats")
+    for n in (2, 5, 12, 31):
+        x = torch.rand(n, generator=torch.Generator().manual_seed(n)).double().numpy()
+        expected = stats.t.interval(0.95, n - 1, x.mean(), stats.sem(x))
+        assert seed_interval(x.tolist()) == pytest.approx((x.mean(), *expected), rel=1e-3)
+    with pytest.raises(ValueError, match="two"):
+        seed_interval([0.5])
 
 
 def test_bootstrap_interval_has_the_width_of_the_binomial():

@@ -1,0 +1,47 @@
+"""The files of a labels curve: JSON, Markdown, and a picture, from one result dict."""
+
+from pathlib import Path
+from typing import Any
+
+from polyspace.report.eval_report import data_name, stand_in_notice
+from polyspace.report.figures import labels_figure
+from polyspace.utils.checkpoint_io import write_json, write_text
+from polyspace.utils.log import table
+
+LABELS_COLUMNS = ["labels", "labelled clips", "fusion", "student only", "difference, 95 % interval", "verdict"]
+
+
+def labels_words(result: dict[str, Any]) -> str:
+    clips = result["clips"]
+    return (
+        f"Top-1 on {clips['scored']} clips, mean over {result['seeds']} seeds (which clips are labelled, weights, "
+        "order) with a 95 % t interval; both heads have as many parameters, batches and updates. Converters need no "
+        f"labels and have seen all training clips. The epoch is chosen on {clips['held_out']} labelled clips at every "
+        "share, for both heads alike: more than one would have with so few labels."
+    )
+
+
+def labels_rows(result: dict[str, Any]) -> list[list[str]]:
+    rows = []
+    for p in result["points"]:
+        scores = [_spread(head["top1"], "") for head in p["heads"].values()]
+        difference = _spread(p["difference"]["top1"], "+")
+        rows.append([f"{p['fraction']:.0%}", str(p["clips"]), *scores, difference, p["verdict"]])
+    return rows
+
+
+def _spread(values: list[float], sign: str) -> str:
+    mean, low, high = values
+    return f"{mean:{sign}.3f} [{low:{sign}.3f}, {high:{sign}.3f}]"
+
+
+def write_labels_files(result: dict[str, Any], folder: Path) -> None:
+    """labels_curve_{dataset}_{split}.{json,md,png} in `folder`."""
+    stem = f"labels_curve_{result['dataset']}_{result['split']}"
+    labels_figure(result["points"], result["chance"], folder / f"{stem}.png", bool(result["stand_ins"]))
+    notice = stand_in_notice(result)
+    lines = [f"# {data_name(result)}, labels curve", "", *([f"> **{notice}**", ""] if notice else [])]
+    lines += [labels_words(result), "", *table(labels_rows(result), LABELS_COLUMNS), "", f"![curve]({stem}.png)", ""]
+    lines += [f"Command: `{' '.join(result['run']['argv'])}`"]
+    write_text(folder / f"{stem}.md", "\n".join(lines) + "\n")
+    write_json(folder / f"{stem}.json", result)

@@ -1,0 +1,137 @@
+"""`polyspace labels-curve`: fusion and its student-only control on 1, 5, 10 … % of the labels, over several seeds."""
+
+import json
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import Field
+
+from polyspace.config import parse, run_command
+from polyspace.data.feature_store import FeatureStore
+from polyspace.models.spaces.converters import ConverterBank, load_converters
+from polyspace.report.labels_report import write_labels_files
+from polyspace.train.fusion_phase import LABELS
+from polyspace.train.stores import check_fit, get_store
+from polyspace.train.train_fusion import HeadConfig, fit_heads, held_out_rows
+from polyspace.utils.checkpoint_io import sha256_file, sha256_json, try_writing, write_json
+from polyspace.utils.errors import UserError
+from polyspace.utils.log import Progress, say
+from polyspace.utils.metrics import seed_interval, top_k_hits
+from polyspace.utils.run_info import run_info
+
+
+class CurveConfig(HeadConfig):
+    split: str = Field("validation", description="where heads are scored; they are trained on train")
+    fractions: list[float] = Field([0.01, 0.05, 0.1, 1.0], description="shares of each class's labels, one at least")
+    seeds: int = Field(5, ge=2, description="runs at each share: labels, weights, order")
+    epochs: int = Field(20, ge=1, description="passes at all labels; smaller shares get as many updates")
+    batch: int = Field(32, ge=1, description="clips an update")
+    lr: float = Field(1e-3, gt=0, description="peak learning rate")
+    out: Path = Field(Path("checkpoints/labels_curve"), description="folder of the result")
+
+
+def one_point(
+    config: CurveConfig, bank: ConverterBank, train: FeatureStore, scored: FeatureStore, held: torch.Tensor, at: tuple
+) -> dict[str, Any]:
+    """Top-1 of both heads at (share of labels, seed)."""
+    fraction, seed = at
+    phase, clips, folder = fit_heads(
+        config, bank, train, held, config.out, seed, labels_fraction=fraction, equal_updates=True
+    )
+    labels = scored.labels()
+    with torch.inference_mode():
+        logits = phase.best_set.eval()(scored.features(scored.student))
+    shutil.rmtree(folder)
+    scores = {LABELS[name]: top_k_hits(z, labels, 1).mean().item() for name, z in logits.items()}
+    return {"fraction": fraction, "seed": seed, "clips": clips["train"], "top1": scores, "chosen": phase.choice()}
+
+
+def curve(points: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Points of one share together: mean and 95 % t interval over seeds of each head and of their paired difference,
+    and how often a bootstrap on held-out training clips chose the fusion head."""
+    out = []
+    for fraction in sorted({p["fraction"] for p in points}):
+        own = [p for p in points if p["fraction"] == fraction]
+        scores = {name: [p["top1"][name] for p in own] for name in own[0]["top1"]}
+        gains = [a - b for a, b in zip(scores[LABELS["fusion"]], scores[LABELS["student"]], strict=True)]
+        low, high = seed_interval(gains)[1:]
+        out.append(
+            {
+                "fraction": fraction,
+                "clips": own[0]["clips"],
+                "heads": {name: {"top1": seed_interval(v), "seeds": v} for name, v in scores.items()},
+                "difference": {"top1": seed_interval(gains), "seeds": gains},
+                "verdict": "fusion helps" if low > 0 else "fusion hurts" if high < 0 else "no difference shown",
+                "fusion_chosen": sum(p["chosen"]["head"] == "fusion" for p in own),
+            }
+        )
+    return out
+
+
+def run(config: CurveConfig) -> tuple[dict[str, Any], int]:
+    """Train and score all points (those that were finished before are kept) and write the result's files."""
+    if not all(0 < f <= 1 for f in config.fractions):
+        raise UserError(f"--fractions {' '.join(map(str, config.fractions))}: shares lie in (0, 1]")
+    bank, about = load_converters(config.converters)
+    try_writing(config.out)
+    train_config = config.model_copy(update={"split": "train"})
+    train, _, code = get_store(train_config, config.features, config.out / "cache")
+    scored, _, scored_code = get_store(config, config.features, config.out / "cache")
+    for store in (train, scored):
+        check_fit(bank, about, store, config.converters)
+    if set(train.ids) & set(scored.ids):
+        raise UserError(f"--split {config.split} holds training clips; a labels curve is scored on others")
+    held = held_out_rows(config, about, train, 0)
+    settings = config.model_dump(mode="json", include={"hidden", "batch", "epochs", "lr", "weight_decay", "holdout"})
+    depends = [train.fingerprint, scored.fingerprint, sha256_file(config.converters), settings]
+    places = [(f, seed) for f in config.fractions for seed in range(config.seeds)]
+    points = []
+    with Progress(len(places), "labels curve", "run") as bar:
+        for fraction, seed in places:
+            file = config.out / "points" / f"{sha256_json([depends, fraction, seed])[:16]}.json"
+            if not file.is_file():
+                file.parent.mkdir(exist_ok=True)
+                write_json(file, one_point(config, bank, train, scored, held, (fraction, seed)))
+            points.append(json.loads(file.read_text()))
+            bar.step()
+    result = {
+        "format": "polyspace.labels_curve",
+        "format_version": 1,
+        "dataset": config.dataset,
+        "split": config.split,
+        "generated": scored.manifest.get("generated", False),
+        "stand_ins": scored.stand_ins,
+        "student": scored.student,
+        "clips": {"scored": len(scored), "held_out": int(held.sum())},
+        "chance": 1 / len(scored.labels().unique()),
+        "seeds": config.seeds,
+        "points": curve(points),
+        "run": run_info("labels-curve", config),
+    }
+    write_labels_files(result, config.out)
+    return result, max(code, scored_code)
+
+
+def main(argv: Sequence[str]) -> int:
+    config = parse(
+        CurveConfig,
+        argv,
+        prog="polyspace labels-curve",
+        about="Does fusion pay with few labels? Both heads on shares of the labels, over seeds, with intervals.",
+        example="polyspace labels-curve --dataset hmdb51 --root ./datasets/hmdb51 "
+        "--converters ./checkpoints/converters/converters_ep10.pt --frames 16",
+    )
+    result, code = run(config)
+    for point in result["points"]:
+        mean, low, high = point["difference"]["top1"]
+        heads = ", ".join(f"{name} {h['top1'][0]:.3f}" for name, h in point["heads"].items())
+        say(f"{point['clips']} labels: {heads}; difference {mean:+.3f} [{low:+.3f}, {high:+.3f}]: {point['verdict']}")
+    say(f"-> {config.out / f'labels_curve_{config.dataset}_{config.split}.md'}")
+    return code
+
+
+if __name__ == "__main__":
+    raise SystemExit(run_command(main))

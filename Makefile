@@ -44,6 +44,8 @@ bench: $(VENV)/.installed-dev
 	$(BIN)/python bench/featurize.py --out docs/results/featurize.json
 	$(BIN)/python bench/convert.py --out docs/results/convert.json
 	$(BIN)/python bench/attention.py --out docs/results/attention.json
+	$(BIN)/polyspace demo --out outputs/demo
+	$(BIN)/python bench/alignment.py --demo outputs/demo --out docs/results/alignment.json
 
 # some six hours on two cores; goes on from what docs/results holds
 bench-learning: $(VENV)/.installed-dev

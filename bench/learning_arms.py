@@ -70,7 +70,7 @@ ABLATIONS = {
     "context_loss": Arm(HNET, STEP | {"context_weight": 0.5}, seeds=1),
     "vicregl": Arm(HNET, STEP | {"vicregl_weight": 0.01}, seeds=1),
     "half_tubes": Arm(HNET, STEP | {"future_share": 0.5}, seeds=1),
-    "chunk_targets": Arm(HNET, STEP | {"target": "chunk"}, seeds=1),
+    "chunk_targets": Arm(HNET, STEP | {"target": "chunk"}),
     "chunk_targets_tubes": Arm(HNET, STEP | {"target": "chunk", "future_share": 0.5}, seeds=1),
     "budgets": Arm(HNET, STEP | {"budgets": (0.1, 0.5)}, seeds=1),
     "no_chunks": Arm(HNET | {"fixed": (1, 1, 1)}, STEP, seeds=1),

@@ -1,5 +1,6 @@
 """What train-converter is told, and where its pairs come from: a feature store, or videos that are not stored."""
 
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
@@ -8,11 +9,14 @@ from pydantic import Field
 
 from polyspace.data.feature_store import FeatureStore
 from polyspace.data.featurize import SourceConfig, open_source, store_settings
-from polyspace.train.pairs import Gathered, gather, store_blocks, stream_blocks
-from polyspace.utils.checkpoint_io import sha256_json
+from polyspace.train.gathering import Gathered, Gatherer
+from polyspace.train.pairs import store_blocks, stream_blocks
+from polyspace.utils.checkpoint_io import load_versioned, save_torch, sha256_json
 from polyspace.utils.errors import UserError, did_you_mean
 from polyspace.utils.holdout import hold_out
 from polyspace.utils.log import say, warn
+
+SAVE_EVERY_S = 300.0
 
 
 class ConverterConfig(SourceConfig):
@@ -75,15 +79,18 @@ class PairSource:
         return [name for name, space in self.spaces.items() if space["backend"] == "identity"]
 
     def gather(self) -> dict[str, Gathered]:
+        """One pass over the pairs. A stream's is written down every SAVE_EVERY_S seconds, and a killed one goes on from
+        there to the same bits."""
         c = self.config
-        blocks = (
-            stream_blocks(c, self.source, self.held, c.tokens, self.failed)
-            if c.stream
-            else store_blocks(self.store, list(self.spaces), self.held, c.tokens)
-        )
         grids = {name: tuple(space["grid"]) for name, space in self.spaces.items()} if c.tokens else None
         sizes = {"rows": c.rows, "tokens_per_clip": c.tokens_per_clip, "seed": c.seed}
-        found = gather(blocks, self.student, c.teachers, grids, **sizes)
+        gatherer = Gatherer(self.student, c.teachers, grids, **sizes)
+        if c.stream:
+            self._stream(gatherer)
+        else:
+            for block in store_blocks(self.store, list(self.spaces), self.held, c.tokens):
+                gatherer.add(block)
+        found = gatherer.result()
         share = len(self.failed) / max(1, len(self.held))
         for clip, reason in self.failed[:20]:
             say(f"  failed: {clip}: {reason}")
@@ -92,6 +99,37 @@ class PairSource:
         if any(part.fit.n < 2 or part.held.n < 1 for part in found.values()):
             raise UserError("too few clips can be read to fit a converter and keep some aside")
         return found
+
+    def _stream(self, gatherer: Gatherer) -> None:
+        done, saved = 0, time.monotonic()
+        if self.passed.is_file():
+            state = load_versioned(self.passed, "polyspace.stream", 1, "state of a stream")
+            gatherer.load(state["gathered"])
+            done, self.failed = state["done"], [(clip, reason) for clip, reason in state["failed"]]
+            say(f"stream: going on behind {done} batches")
+
+        def save() -> None:
+            head = {"format": "polyspace.stream", "format_version": 1, "done": done, "failed": self.failed}
+            save_torch(self.passed, head | {"gathered": gatherer.state()})
+
+        for block in stream_blocks(self.config, self.source, self.held, self.config.tokens, self.failed, done):
+            gatherer.add(block)
+            done = block.done
+            if time.monotonic() - saved >= SAVE_EVERY_S:
+                save()
+                saved = time.monotonic()
+        save()  # a run killed while it trains decodes nothing again
+
+    @property
+    def passed(self) -> Path:
+        """Where a stream's pass is written down, named by all that it depends on."""
+        c = self.config
+        depends = [self.fingerprint, c.teachers, c.holdout, c.seed, c.rows, c.tokens, c.tokens_per_clip]
+        return c.save_dir / f"stream-{sha256_json(depends)[:12]}.pt"
+
+    def forget(self) -> None:
+        """The result is written: a pass that was written down is of no more use."""
+        self.passed.unlink(missing_ok=True)
 
 
 def check_spaces(store: FeatureStore, teachers: Sequence[str]) -> None:

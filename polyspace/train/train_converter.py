@@ -19,9 +19,9 @@ from polyspace.models.spaces.converters import (
 from polyspace.train.converter_phase import ConverterPhase, PairRows, parse_losses
 from polyspace.train.converter_source import ConverterConfig, PairSource, warn_widths
 from polyspace.train.engine import PlainEngine
+from polyspace.train.gathering import Gathered
 from polyspace.train.loop import FitSettings, fit
 from polyspace.train.optim import build_adamw
-from polyspace.train.pairs import Gathered
 from polyspace.utils.checkpoint_io import sha256_json, try_writing, write_json, write_text
 from polyspace.utils.log import say, table
 from polyspace.utils.metrics import knn_overlap, mean_cosine, r2_score
@@ -178,6 +178,7 @@ def main(argv: Sequence[str]) -> int:
     save_converters(path, bank, _about(config, source, report, epochs))
     write_json(config.save_dir / "converters_report.json", {"kind": config.kind, "teachers": report})
     write_json(config.save_dir / "run.json", run_info("train-converter", config))
+    source.forget()
     first, unit = next(iter(report.values())), "tokens" if config.tokens else "clips"
     say(f"held-out scores ({first['held_out']} {unit}; fitted on {first['fitted_on']}):")
     for line in report_lines(report, config.kind):

@@ -5,7 +5,9 @@ widths only. Sums are taken after a fixed shift (the first chunk's mean): uncent
 far from zero. Statistics with different shifts are merged by translating one of them, which is exact algebra.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -110,6 +112,23 @@ class Moments:
         self.xy.add(other.xy.translated(n, d, e, sx, sy, a, b))
         self.yy.add(other.yy.translated(n, e, e, sy, sy, b, b))
         return self
+
+    def state(self) -> dict[str, Any]:
+        """All sums as plain tensors and a count, for `from_state`."""
+        flat: dict[str, Any] = {}
+        for name, value in vars(self).items():
+            flat |= {f"{name}.{k}": v for k, v in vars(value).items()} if isinstance(value, _Pair) else {name: value}
+        return flat
+
+    @staticmethod
+    def from_state(state: Mapping[str, Any]) -> "Moments":
+        out, pairs = Moments(), {}
+        for name, value in state.items():
+            whole, dot, part = name.partition(".")
+            pairs.setdefault(whole, {}).update({part: value}) if dot else setattr(out, name, value)
+        for name, parts in pairs.items():
+            setattr(out, name, _Pair(**parts))
+        return out
 
     def mean_x(self) -> Float[Tensor, " d"]:
         return self.shift_x + self.sum_x / self.n

@@ -4,7 +4,9 @@ import resource
 
 import torch
 
-from polyspace.train.pairs import Block, Reservoir, gather
+from polyspace.train.gathering import Gatherer, Reservoir, gather
+from polyspace.train.pairs import Block
+from polyspace.utils.checkpoint_io import load_torch, save_torch
 from polyspace.utils.moments import Moments
 
 D, E = 6, 4
@@ -77,3 +79,29 @@ def test_memory_does_not_grow_with_the_clips():
 
     first = peak(10)
     assert peak(200) - first < 4096  # KiB; the rows of 3200 clips would be 6 MiB, their tokens 28
+
+
+def test_a_pass_goes_on_from_its_state_bit_for_bit_wherever_it_stopped(tmp_path):
+    grids = {"s": (2, 4, 4), "a": (2, 2, 2)}
+    for blocks, given in (
+        (list(clip_blocks(5, 1, 9, 4)), (["a", "b"], None)),
+        ([token_block(6, seed) for seed in range(4)], (["a"], grids)),
+    ):
+        made = {"rows": 8, "held_rows": 4, "tokens_per_clip": 5}  # fewer than there are: the samples are random
+        whole = gather(iter(blocks), "s", *given, **made)
+        for stop in range(5):
+            first, second = (Gatherer("s", *given, **made) for _ in range(2))
+            for block in blocks[:stop]:
+                first.add(block)
+            save_torch(tmp_path / "state.pt", first.state())
+            second.load(load_torch(tmp_path / "state.pt"))
+            for block in blocks[stop:]:
+                second.add(block)
+            for name, found in second.result().items():
+                for part in ("fit", "held"):
+                    ours, theirs = getattr(found, part).state(), getattr(whole[name], part).state()
+                    assert ours.keys() == theirs.keys() and all(
+                        torch.equal(torch.as_tensor(ours[k]), torch.as_tensor(theirs[k])) for k in ours
+                    )
+                pairs = zip(found.rows + found.held_rows, whole[name].rows + whole[name].held_rows, strict=True)
+                assert all(torch.equal(ours, theirs) for ours, theirs in pairs)

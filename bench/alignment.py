@@ -1,0 +1,89 @@
+"""What each converter and each loss is worth on the demo's features, and what fusion is worth with few labels.
+
+    polyspace demo --out outputs/demo
+    python bench/alignment.py --demo outputs/demo --out docs/results/alignment.json
+
+Converters are fitted on the demo's training clips and scored on its validation clips, which nothing was chosen on.
+Every network starts from ridge and keeps its best epoch on held-out training clips (0: ridge itself). The labels curve
+is `polyspace labels-curve` on the same features.
+"""
+
+import argparse
+import datetime
+import json
+import os
+import platform
+import shlex
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from polyspace.data.feature_store import FeatureStore
+from polyspace.models.spaces.converters import load_converters
+from polyspace.train import labels_curve, train_converter
+from polyspace.train.demo import DemoConfig, command_lines
+from polyspace.train.eval_downstream import translation_scores
+from polyspace.utils.checkpoint_io import write_json
+from polyspace.utils.log import say, table
+from polyspace.utils.metrics import mean_cosine
+
+LOSSES = ("l2=1", "smooth_l1=1", "cosine=1", "info_nce=1", "vicreg=1", "barlow=1", "l2=1,cosine=1", "l2=1,info_nce=0.1")
+SCORES = ("r2", "cosine", "cka_debiased", "knn_overlap")
+
+
+def converter_rows(demo: Path, work: Path, epochs: int) -> list[dict[str, Any]]:
+    """A row for each teacher and each way to translate into its space."""
+    train, scored = (FeatureStore(demo / "features" / f"features_hmdb51_{s}.json") for s in ("train", "validation"))
+    teachers = [name for name in train.spaces if name != train.student]
+    rows = []
+    for name in teachers:
+        y, mean = scored.features(name), train.features(name).double().mean(0)
+        rows.append({"teacher": name, "converter": "mean", "r2": 0.0, "cosine": mean_cosine(mean.expand_as(y), y)})
+    tries = [("procrustes", ""), ("ridge", ""), *(("residual_mlp", f"--loss {loss}") for loss in LOSSES)]
+    for kind, loss in tries:
+        folder = work / f"{kind}_{loss.removeprefix('--loss ')}".replace("=", "").replace(",", "_")
+        line = f"--features {train.path} --teachers {' '.join(teachers)} --kind {kind} {loss} --epochs {epochs}"
+        if train_converter.main(shlex.split(f"{line} --lr 3e-4 --batch 64 --save_dir {folder}")):
+            raise SystemExit(f"train-converter {line} failed")
+        bank, about = load_converters(folder / f"converters_ep{epochs}.pt")
+        for name, scores in translation_scores(scored, bank, train).items():
+            row = {"teacher": name, "converter": f"{kind} {loss.removeprefix('--loss ')}".strip()}
+            rows.append(row | {k: scores[k] for k in SCORES} | {"best_epoch": about["best_epoch"].get(name)})
+    return sorted(rows, key=lambda r: teachers.index(r["teacher"]))
+
+
+def curve(demo: Path, work: Path, seeds: int) -> dict[str, Any]:
+    """The labels curve on the demo's features and converters."""
+    line = command_lines(DemoConfig(out=demo))[-1][1].split()
+    source = line[2 : line.index("--seeds")]
+    if labels_curve.main([*source, "--out", str(work / "curve"), "--seeds", str(seeds)]):
+        raise SystemExit("labels-curve failed")
+    return json.loads((work / "curve" / "labels_curve_hmdb51_validation.json").read_text())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--demo", type=Path, required=True, help="folder of a finished demo")
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--work", type=Path, default=Path("outputs/alignment"))
+    parser.add_argument("--epochs", type=int, default=100)
+    parser.add_argument("--seeds", type=int, default=10)
+    args = parser.parse_args()
+    rows = converter_rows(args.demo, args.work, args.epochs)
+    shown = []
+    for row in rows:
+        scores = (f"{row[k]:.3f}" if k in row else "–" for k in SCORES)
+        shown.append([row["teacher"], row["converter"], *scores, str(row.get("best_epoch", "–"))])
+    for text in table(shown, ["teacher", "converter", "R²", "cosine", "debiased CKA", "kNN overlap", "epoch kept"]):
+        say(text)
+    points = curve(args.demo, args.work, args.seeds)
+    machine = {"platform": platform.platform(), "cpus": os.cpu_count(), "torch": torch.__version__}
+    head = {"command": "python " + " ".join(sys.argv), "date": datetime.date.today().isoformat(), "machine": machine}
+    found = {k: points[k] for k in ("clips", "chance", "seeds", "points")}
+    write_json(args.out, head | {"epochs": args.epochs, "converters": rows, "labels_curve": found})
+
+
+if __name__ == "__main__":
+    main()

@@ -5,7 +5,7 @@ from typing import Any
 
 from polyspace.config import validate
 from polyspace.train.encoders import EncoderConfig, encoder_values
-from polyspace.train.pretrain_config import PretrainConfig
+from polyspace.train.vjepa.pretrain_config import PretrainConfig
 
 CLASSES, LABELS = 6, 512
 CLIPS = {"frames": 12, "size": 48, "classes": CLASSES, "objects": (1, 2)}

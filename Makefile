@@ -45,7 +45,7 @@ bench: $(VENV)/.installed-dev
 	$(BIN)/python bench/convert.py --out docs/results/convert.json
 	$(BIN)/python bench/attention.py --out docs/results/attention.json
 	$(BIN)/polyspace demo --out outputs/demo
-	$(BIN)/python bench/alignment.py --demo outputs/demo --out docs/results/alignment.json
+	$(BIN)/python bench/alignment.py --demo outputs/demo --out docs/results/demo.json
 
 # some six hours on two cores; goes on from what docs/results holds
 bench-learning: $(VENV)/.installed-dev

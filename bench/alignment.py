@@ -1,7 +1,7 @@
 """What each converter and each loss is worth on the demo's features, and what fusion is worth with few labels.
 
     polyspace demo --out outputs/demo
-    python bench/alignment.py --demo outputs/demo --out docs/results/alignment.json
+    python bench/alignment.py --demo outputs/demo --out docs/results/demo.json
 
 Converters are fitted on the demo's training clips and scored on its validation clips, which nothing was chosen on.
 Every network starts from ridge and keeps its best epoch on held-out training clips (0: ridge itself). The labels curve
@@ -19,14 +19,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from alignment_page import write_page
 
 from polyspace.data.feature_store import FeatureStore
 from polyspace.models.spaces.converters import load_converters
 from polyspace.train import labels_curve, train_converter
-from polyspace.train.demo import DemoConfig, command_lines
+from polyspace.train.demo import DemoConfig, assets, command_lines
+from polyspace.train.embedded.make import TASKS
 from polyspace.train.eval_downstream import translation_scores
 from polyspace.utils.checkpoint_io import write_json
-from polyspace.utils.log import say, table
+from polyspace.utils.log import say
 from polyspace.utils.metrics import mean_cosine
 
 LOSSES = ("l2=1", "smooth_l1=1", "cosine=1", "info_nce=1", "vicreg=1", "barlow=1", "l2=1,cosine=1", "l2=1,info_nce=0.1")
@@ -56,8 +58,8 @@ def converter_rows(demo: Path, work: Path, epochs: int) -> list[dict[str, Any]]:
 
 def curve(demo: Path, work: Path, seeds: int) -> dict[str, Any]:
     """The labels curve on the demo's features and converters."""
-    line = command_lines(DemoConfig(out=demo))[-1][1].split()
-    source = line[2 : line.index("--seeds")]
+    words = shlex.split(command_lines(DemoConfig(out=demo))[-1][1])
+    source = words[1 : words.index("--seeds")]
     if labels_curve.main([*source, "--out", str(work / "curve"), "--seeds", str(seeds)]):
         raise SystemExit("labels-curve failed")
     return json.loads((work / "curve" / "labels_curve_hmdb51_validation.json").read_text())
@@ -72,17 +74,33 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=10)
     args = parser.parse_args()
     rows = converter_rows(args.demo, args.work, args.epochs)
-    shown = []
-    for row in rows:
-        scores = (f"{row[k]:.3f}" if k in row else "–" for k in SCORES)
-        shown.append([row["teacher"], row["converter"], *scores, str(row.get("best_epoch", "–"))])
-    for text in table(shown, ["teacher", "converter", "R²", "cosine", "debiased CKA", "kNN overlap", "epoch kept"]):
-        say(text)
     points = curve(args.demo, args.work, args.seeds)
     machine = {"platform": platform.platform(), "cpus": os.cpu_count(), "torch": torch.__version__}
     head = {"command": "python " + " ".join(sys.argv), "date": datetime.date.today().isoformat(), "machine": machine}
-    found = {k: points[k] for k in ("clips", "chance", "seeds", "points")}
-    write_json(args.out, head | {"epochs": args.epochs, "converters": rows, "labels_curve": found})
+    evaluation = json.loads((args.demo / "fusion" / "eval_hmdb51_validation.json").read_text())
+    kept = (
+        "generated",
+        "dataset",
+        "split",
+        "stand_ins",
+        "clips",
+        "chance",
+        "training_clips",
+        "heads",
+        "params",
+        "gates",
+    )
+    kept += ("gates_std", "difference", "choice", "cka", "retained", "teacher_heads", "cost")
+    found = head | {
+        "demo_command": " ".join(evaluation["run"]["argv"]),
+        "epochs": args.epochs,
+        "backbones": {n: json.loads((assets() / n / "about.json").read_text()) for n in TASKS},
+        "converters": rows,
+        "evaluation": {k: evaluation[k] for k in kept},
+        "labels_curve": {k: points[k] for k in ("clips", "chance", "seeds", "points")},
+    }
+    write_json(args.out, found)
+    say(f"-> {args.out}, {write_page(args.out)}")
 
 
 if __name__ == "__main__":

@@ -27,8 +27,8 @@ from typing import Any
 import torch
 
 from polyspace.models.spaces.tokens import resample_tokens
-from polyspace.train.gathering import gather
-from polyspace.train.pairs import Block
+from polyspace.train.alignment.gathering import gather
+from polyspace.train.alignment.pairs import Block
 from polyspace.utils.checkpoint_io import write_json
 from polyspace.utils.log import table
 from polyspace.utils.moments import Moments

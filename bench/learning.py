@@ -37,11 +37,11 @@ from polyspace.data.moving import MovingClips, moving_clips
 from polyspace.train.checkpoint import load_checkpoint
 from polyspace.train.encoders import build_encoder
 from polyspace.train.engine import PlainEngine
-from polyspace.train.jepa import JepaPhase
 from polyspace.train.loop import fit
 from polyspace.train.optim import build_adamw
 from polyspace.train.pretrain import build_phase, fit_settings
 from polyspace.train.supervised import SupervisedPhase
+from polyspace.train.vjepa.jepa import JepaPhase
 from polyspace.utils.checkpoint_io import load_tensors, read_json, save_tensors, sha256_json, write_json
 from polyspace.utils.log import say
 from polyspace.utils.misc import set_seed

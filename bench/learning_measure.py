@@ -17,9 +17,9 @@ from polyspace.models.hnet.encoder import cell_coords
 from polyspace.models.layers import sincos_code
 from polyspace.models.vjepa.encoded import Encoded
 from polyspace.models.vjepa.vit import HNetViT, TubeletViT
-from polyspace.train.jepa import JepaPhase
 from polyspace.train.probing import Part, attentive_probe, linear_probe
 from polyspace.train.supervised import SupervisedPhase
+from polyspace.train.vjepa.jepa import JepaPhase
 from polyspace.utils.monitor import effective_rank
 
 BUDGETS = (6, 12, 24, 36, 72)

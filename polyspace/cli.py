@@ -16,7 +16,7 @@ VERBS = {
     "train": ("polyspace.train.run", "train H-Net V-JEPA phase by phase (main.py)"),
     "labels-curve": ("polyspace.train.labels_curve", "fusion and student only on shares of the labels, over seeds"),
     "demo": ("polyspace.train.demo", "the whole job on generated clips, with a report"),
-    "make-backbones": ("polyspace.train.embedded", "train the demo's four small backbones from nothing"),
+    "make-backbones": ("polyspace.train.embedded.make", "train the demo's four small backbones from nothing"),
     "doctor": ("polyspace.doctor", "what is installed, found and missing on this machine"),
 }
 

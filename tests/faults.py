@@ -15,7 +15,7 @@ MODELS = "tests/models"
 HNET = " ".join(
     f"{MODELS}/test_{part}.py" for part in ("hidden", "hnet_vit", "routing", "downsampler", "column_resnet")
 )
-STEP = " ".join(f"tests/train/test_{part}.py" for part in ("jepa", "masking", "questions", "watch"))
+STEP = " ".join(f"tests/train/vjepa/test_{part}.py" for part in ("jepa", "masking", "questions", "watch"))
 # what is wrong -> (file, right, wrong, tests)
 FAULTS = {
     "EMA off": (
@@ -31,7 +31,7 @@ FAULTS = {
         f"{MODELS}/test_layers.py",
     ),
     "mask ignored by the encoder": (
-        "train/jepa.py",
+        "train/vjepa/jepa.py",
         "video, masks.hidden, budget, regions",
         "video, None, budget, regions",
         STEP,
@@ -73,7 +73,7 @@ FAULTS = {
         HNET,
     ),
     "target joins places": (
-        "train/jepa.py",
+        "train/vjepa/jepa.py",
         "encoder.encode(video, regions=False, capped=False, layers=layers)",
         "encoder.encode(video, layers=layers)",
         STEP,
@@ -109,7 +109,7 @@ FAULTS = {
         HNET,
     ),
     "target without its norm": (
-        "train/questions.py",
+        "train/vjepa/questions.py",
         "goal = F.layer_norm(goal, goal.shape[-1:])",
         "goal = goal * 1.0",
         STEP,
@@ -120,21 +120,21 @@ FAULTS = {
         "",
         "tests/losses",
     ),
-    "horizon ignored": ("train/masking.py", "hidden & (step < seen + self.horizon)", "hidden", STEP),
+    "horizon ignored": ("train/vjepa/masking.py", "hidden & (step < seen + self.horizon)", "hidden", STEP),
     "mask depends on the rank": (
-        "train/masking.py",
+        "train/vjepa/masking.py",
         "_generator(seed, step, i)",
         "_generator(seed, step, i - indices[0])",
         STEP,
     ),
     "still chunks outweigh moving ones": (
-        "train/questions.py",
+        "train/vjepa/questions.py",
         "hidden_weight = hidden_weight * share",
         "hidden_weight = hidden_weight * 1.0",
         STEP,
     ),
     "visible cells weigh alike whatever their distance": (
-        "train/questions.py",
+        "train/vjepa/questions.py",
         "out.append(gap.clamp_min(1).rsqrt())",
         "out.append(torch.ones_like(gap))",
         STEP,
@@ -146,7 +146,7 @@ FAULTS = {
         HNET,
     ),
     "weights by chunk never fade out": (
-        "train/jepa.py",
+        "train/vjepa/jepa.py",
         "max(0.0, 1 - step / (s.chunk_weight_until * s.total_steps))",
         "1.0",
         STEP,

@@ -7,14 +7,21 @@ from typing import Any
 from polyspace.report import eval_report as shown
 from polyspace.report.figures import curves_figure, strips_figure
 from polyspace.report.html import Page
+from polyspace.report.labels_report import LABELS_COLUMNS, labels_rows, labels_words
 
 KINDS = {"r2": "R²", "cosine": "cosine", "cka_debiased": "debiased CKA", "cka": "CKA", "knn_overlap": "kNN overlap"}
 
 
 def write_demo_report(
-    folder: Path, result: dict[str, Any], about: dict[str, Any], steps: list[dict[str, Any]], clips: dict[str, Any]
+    folder: Path,
+    result: dict[str, Any],
+    curve: dict[str, Any],
+    about: dict[str, Any],
+    steps: list[dict[str, Any]],
+    clips: dict[str, Any],
 ) -> Path:
-    """Write folder/report.html; returns its path."""
+    """Write folder/report.html from the evaluation, the labels curve, what is said of the backbones, the steps made and
+    a clip of each class; returns its path."""
     page = Page("PolySpace demo")
     notice = shown.stand_in_notice(result)
     if notice:
@@ -28,6 +35,7 @@ def write_demo_report(
     _backbones(page, result, about)
     _converters(page, folder, result)
     _heads(page, folder, result)
+    _few_labels(page, folder, curve)
     _cost(page, result)
     page.heading("Commands")
     page.code("\n\n".join(f"# {step['seconds']:.1f} s\n{step['line']}" for step in steps))
@@ -51,19 +59,19 @@ def _backbones(page: Page, result: dict[str, Any], about: dict[str, Any]) -> Non
     page.heading("Backbones")
     page.text(
         "Real transformers architectures at toy size, trained from nothing on other generated clips (continuous speeds "
-        "instead of this task's classes) to read off what the table says. Accuracies are on clips held out there."
+        "instead of this task's classes), each by an objective of its own. Scores are on clips held out there, random "
+        "init in brackets; skill and explained variance are 0 for the best constant and below it for a random network."
     )
     rows = []
     for name, entry in about.items():
         role = "student" if name == result["student"] else "teacher"
-        learned = "; ".join(entry["objective"].values())
-        after, before = entry["held_out"], entry["random_init"]
-        keys = {"speed": "speed_bin_accuracy", "look": "look_accuracy"}
+        before = entry["random_init"]
         scores = [
-            f"{t} {after[k]:.2f} (random init {before[k]:.2f})" for t, k in keys.items() if t in entry["objective"]
+            f"{key.replace('_', ' ')} {value:.2f} (random init {before[key]:.2f})"
+            for key, value in entry["held_out"].items()
         ]
-        rows.append([name, role, result["spaces"][name]["dim"], learned, "; ".join(scores)])
-    page.table(rows, ["backbone", "role", "dims", "trained to tell", "held-out accuracy"])
+        rows.append([name, role, result["spaces"][name]["dim"], entry["objective"], "; ".join(scores)])
+    page.table(rows, ["backbone", "role", "dims", "learned to predict", "held-out scores"])
 
 
 def _converters(page: Page, folder: Path, result: dict[str, Any]) -> None:
@@ -115,6 +123,14 @@ def _heads(page: Page, folder: Path, result: dict[str, Any]) -> None:
     figure = curves_figure(losses, folder / "loss.png", x_label="update", y_label="cross entropy (nats)")
     page.image(figure, "Losses of both heads, trained side by side on the same batches.")
     page.image(folder / "fusion" / f"{stem}_confusion.png", "Confusion of the fusion head; numbers are clips.")
+
+
+def _few_labels(page: Page, folder: Path, curve: dict[str, Any]) -> None:
+    page.heading("With few labels")
+    page.text(labels_words(curve))
+    page.table(labels_rows(curve), LABELS_COLUMNS)
+    picture = folder / "labels_curve" / f"labels_curve_{curve['dataset']}_{curve['split']}.png"
+    page.image(picture, "Top-1 over the number of labelled clips; bands are 95 % intervals over seeds.")
 
 
 def _cost(page: Page, result: dict[str, Any]) -> None:

@@ -8,16 +8,27 @@ from polyspace.report.figures import labels_figure
 from polyspace.utils.checkpoint_io import write_json, write_text
 from polyspace.utils.log import table
 
-LABELS_COLUMNS = ["labels", "labelled clips", "fusion", "student only", "difference, 95 % interval", "verdict"]
+LABELS_COLUMNS = [
+    "asked for",
+    "labelled clips",
+    "of all training clips",
+    "fusion",
+    "student only",
+    "difference, over seeds",
+    "over clips",
+    "verdict",
+]
 
 
 def labels_words(result: dict[str, Any]) -> str:
     clips = result["clips"]
     return (
         f"Top-1 on {clips['scored']} clips, mean over {result['seeds']} seeds (which clips are labelled, weights, "
-        "order) with a 95 % t interval; both heads have as many parameters, batches and updates. Converters need no "
-        f"labels and have seen all training clips. The epoch is chosen on {clips['held_out']} labelled clips at every "
-        "share, for both heads alike: more than one would have with so few labels."
+        "order) with a 95 % t interval, and the difference's bootstrap interval over clips; a verdict needs both. Both "
+        "heads have as many parameters, batches and updates. Shares are of the training clips not held out, one a "
+        f"class at least. The epoch is chosen on the {clips['held_out']} held out, at every share and for both heads "
+        "alike: more labels than one would have then. Converters are fitted without labels, on all training "
+        "clips; what labels the teachers have seen, their own line says."
     )
 
 
@@ -26,7 +37,10 @@ def labels_rows(result: dict[str, Any]) -> list[list[str]]:
     for p in result["points"]:
         scores = [_spread(head["top1"], "") for head in p["heads"].values()]
         difference = _spread(p["difference"]["top1"], "+")
-        rows.append([f"{p['fraction']:.0%}", str(p["clips"]), *scores, difference, p["verdict"]])
+        share = p["clips"] / result["clips"]["train"]
+        over_clips = f"[{p['difference']['over_clips'][0]:+.3f}, {p['difference']['over_clips'][1]:+.3f}]"
+        asked = [f"{p['fraction']:.3g}", str(p["clips"]), f"{share:.1%}"]
+        rows.append([*asked, *scores, difference, over_clips, p["verdict"]])
     return rows
 
 

@@ -17,8 +17,8 @@ from polyspace.config import Config, parse, run_command
 from polyspace.data import build_dataset, featurize, synthetic
 from polyspace.data.video import probe, read_frames
 from polyspace.report.demo_report import write_demo_report
-from polyspace.train import eval_downstream, train_converter, train_fusion
-from polyspace.train.embedded import FRAMES, RENDERED, TASKS
+from polyspace.train import eval_downstream, labels_curve, train_converter, train_fusion
+from polyspace.train.embedded.make import FRAMES, RENDERED, TASKS
 from polyspace.utils.errors import UserError
 from polyspace.utils.log import say
 
@@ -30,6 +30,7 @@ class DemoConfig(Config):
     classes: int = Field(8, ge=2, le=12, description="motion classes")
     clips: int = Field(90, ge=10, description="clips a class, train and validation together")
     epochs: int = Field(40, ge=1, description="passes of the heads over the training clips")
+    curve_seeds: int = Field(5, ge=2, description="runs at each share of the labels")
     seed: int = Field(0, ge=0, description="clips and heads")
 
 
@@ -72,6 +73,11 @@ def command_lines(config: DemoConfig) -> list[tuple[Callable[[Sequence[str]], in
             f"eval {source} --split validation --features {features} --converters {converters} --fusion {fusion} "
             "--latency_budget 1",
         ),
+        (
+            labels_curve.main,
+            f"labels-curve {source} --split validation --features {features} --converters {converters} "
+            f"--seeds {config.curve_seeds} --out {out / 'labels_curve'}",
+        ),
     ]
 
 
@@ -98,8 +104,9 @@ def demo(config: DemoConfig) -> Path:
         steps.append({"line": f"polyspace {line}", "seconds": time.perf_counter() - start})
     fusion = config.out / "fusion"
     result = json.loads((fusion / "eval_hmdb51_validation.json").read_text())
+    curve = json.loads((config.out / "labels_curve" / "labels_curve_hmdb51_validation.json").read_text())
     about = {name: json.loads((assets() / name / "about.json").read_text()) for name in TASKS}
-    return write_demo_report(config.out, result, about, steps, sample_clips(config.out / "data"))
+    return write_demo_report(config.out, result, curve, about, steps, sample_clips(config.out / "data"))
 
 
 def main(argv: Sequence[str]) -> int:

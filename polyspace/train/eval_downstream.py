@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from pydantic import Field
@@ -13,10 +13,10 @@ from polyspace.data.feature_store import FeatureStore
 from polyspace.data.featurize import SourceConfig
 from polyspace.models.spaces.converters import ConverterBank, load_converters
 from polyspace.report.eval_report import write_eval_files
-from polyspace.train.cost import cost_table
-from polyspace.train.fusion_phase import LABELS, HeadSet
-from polyspace.train.retained import retained_table, teacher_heads
-from polyspace.train.stores import check_fit, get_store
+from polyspace.train.alignment.cost import cost_table
+from polyspace.train.alignment.fusion_phase import LABELS, HeadSet
+from polyspace.train.alignment.retained import retained_table, teacher_heads
+from polyspace.train.alignment.stores import check_fit, get_store
 from polyspace.train.train_fusion import load_heads
 from polyspace.utils.checkpoint_io import sha256_file, try_writing
 from polyspace.utils.cka import CkaMeter
@@ -45,7 +45,9 @@ class EvalConfig(SourceConfig):
     out: Path | None = Field(None, description="folder of the results; none: beside --fusion")
     latency: bool = Field(True, description="measure latency (loads every backbone)")
     latency_budget: float = Field(10.0, gt=0, description="seconds of timing for each backbone and batch size")
-    latency_batches: list[int] = Field([1, 8], description="clips a call when latency and memory are measured")
+    latency_batches: list[Annotated[int, Field(ge=1)]] = Field(
+        [1, 8], description="clips a call when latency and memory are measured"
+    )
 
 
 def head_scores(logits: Tensor, labels: Tensor) -> dict[str, Any]:

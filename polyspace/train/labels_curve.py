@@ -13,13 +13,13 @@ from polyspace.config import parse, run_command
 from polyspace.data.feature_store import FeatureStore
 from polyspace.models.spaces.converters import ConverterBank, load_converters
 from polyspace.report.labels_report import write_labels_files
-from polyspace.train.fusion_phase import LABELS
-from polyspace.train.stores import check_fit, get_store
+from polyspace.train.alignment.fusion_phase import LABELS
+from polyspace.train.alignment.stores import check_fit, get_store
 from polyspace.train.train_fusion import HeadConfig, fit_heads, held_out_rows
 from polyspace.utils.checkpoint_io import sha256_file, sha256_json, try_writing, write_json
 from polyspace.utils.errors import UserError
 from polyspace.utils.log import Progress, say
-from polyspace.utils.metrics import seed_interval, top_k_hits
+from polyspace.utils.metrics import bootstrap_interval, seed_interval, top_k_hits
 from polyspace.utils.run_info import run_info
 
 
@@ -45,25 +45,31 @@ def one_point(
     with torch.inference_mode():
         logits = phase.best_set.eval()(scored.features(scored.student))
     shutil.rmtree(folder)
-    scores = {LABELS[name]: top_k_hits(z, labels, 1).mean().item() for name, z in logits.items()}
-    return {"fraction": fraction, "seed": seed, "clips": clips["train"], "top1": scores, "chosen": phase.choice()}
+    hits = {name: top_k_hits(z, labels, 1) for name, z in logits.items()}
+    scores = {LABELS[name]: hit.mean().item() for name, hit in hits.items()}
+    gains = (hits["fusion"] - hits["student"]).int().tolist()
+    point = {"fraction": fraction, "seed": seed, "clips": clips["train"], "top1": scores, "gains": gains}
+    return point | {"chosen": phase.choice()}
 
 
 def curve(points: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """Points of one share together: mean and 95 % t interval over seeds of each head and of their paired difference,
-    and how often a bootstrap on held-out training clips chose the fusion head."""
+    the difference's bootstrap interval over clips (each clip's mean over seeds), a verdict that needs both to exclude
+    0, and how often a bootstrap on held-out training clips chose the fusion head."""
     out = []
     for fraction in sorted({p["fraction"] for p in points}):
         own = [p for p in points if p["fraction"] == fraction]
         scores = {name: [p["top1"][name] for p in own] for name in own[0]["top1"]}
         gains = [a - b for a, b in zip(scores[LABELS["fusion"]], scores[LABELS["student"]], strict=True)]
-        low, high = seed_interval(gains)[1:]
+        over_clips = bootstrap_interval(torch.tensor([p["gains"] for p in own]).double().mean(0))
+        over_seeds = seed_interval(gains)[1:]
+        low, high = min(over_clips[0], over_seeds[0]), max(over_clips[1], over_seeds[1])
         out.append(
             {
                 "fraction": fraction,
                 "clips": own[0]["clips"],
                 "heads": {name: {"top1": seed_interval(v), "seeds": v} for name, v in scores.items()},
-                "difference": {"top1": seed_interval(gains), "seeds": gains},
+                "difference": {"top1": seed_interval(gains), "seeds": gains, "over_clips": over_clips},
                 "verdict": "fusion helps" if low > 0 else "fusion hurts" if high < 0 else "no difference shown",
                 "fusion_chosen": sum(p["chosen"]["head"] == "fusion" for p in own),
             }
@@ -87,7 +93,7 @@ def run(config: CurveConfig) -> tuple[dict[str, Any], int]:
     held = held_out_rows(config, about, train, 0)
     settings = config.model_dump(mode="json", include={"hidden", "batch", "epochs", "lr", "weight_decay", "holdout"})
     depends = [train.fingerprint, scored.fingerprint, sha256_file(config.converters), settings]
-    places = [(f, seed) for f in config.fractions for seed in range(config.seeds)]
+    places = [(f, seed) for f in sorted(set(config.fractions)) for seed in range(config.seeds)]
     points = []
     with Progress(len(places), "labels curve", "run") as bar:
         for fraction, seed in places:
@@ -105,7 +111,7 @@ def run(config: CurveConfig) -> tuple[dict[str, Any], int]:
         "generated": scored.manifest.get("generated", False),
         "stand_ins": scored.stand_ins,
         "student": scored.student,
-        "clips": {"scored": len(scored), "held_out": int(held.sum())},
+        "clips": {"scored": len(scored), "held_out": int(held.sum()), "train": len(train)},
         "chance": 1 / len(scored.labels().unique()),
         "seeds": config.seeds,
         "points": curve(points),

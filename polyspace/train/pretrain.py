@@ -16,11 +16,11 @@ from polyspace.models.vjepa.vit import HNetViT, TubeletViT
 from polyspace.report.chunk_figures import Look, write_pictures
 from polyspace.train.encoders import build_encoder, encoder_values, save_encoder
 from polyspace.train.engine import PlainEngine
-from polyspace.train.jepa import JepaPhase, JepaSettings, Weights
 from polyspace.train.loop import FitSettings, fit
-from polyspace.train.masking import MaskPlan
 from polyspace.train.optim import build_adamw
-from polyspace.train.pretrain_config import DataConfig, PretrainConfig
+from polyspace.train.vjepa.jepa import JepaPhase, JepaSettings, Weights
+from polyspace.train.vjepa.masking import MaskPlan
+from polyspace.train.vjepa.pretrain_config import DataConfig, PretrainConfig
 from polyspace.utils.checkpoint_io import sha256_file, sha256_json
 from polyspace.utils.errors import UserError
 from polyspace.utils.flops import num_params

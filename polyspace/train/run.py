@@ -11,7 +11,7 @@ from pydantic import Field
 from polyspace.config import Config, parse, validate
 from polyspace.train import PHASES
 from polyspace.train.encoders import EncoderConfig
-from polyspace.train.pretrain_config import DataConfig, PretrainConfig
+from polyspace.train.vjepa.pretrain_config import DataConfig, PretrainConfig
 from polyspace.utils.checkpoint_io import read_json, sha256_file, sha256_json, try_writing, write_json
 from polyspace.utils.distrib import world_size
 from polyspace.utils.errors import UserError, did_you_mean

@@ -16,10 +16,10 @@ from polyspace.models.spaces.converters import (
     fit_converter,
     save_converters,
 )
-from polyspace.train.converter_phase import ConverterPhase, PairRows, parse_losses
-from polyspace.train.converter_source import ConverterConfig, PairSource, warn_widths
+from polyspace.train.alignment.converter_phase import ConverterPhase, PairRows, parse_losses
+from polyspace.train.alignment.converter_source import ConverterConfig, PairSource, warn_widths
+from polyspace.train.alignment.gathering import Gathered
 from polyspace.train.engine import PlainEngine
-from polyspace.train.gathering import Gathered
 from polyspace.train.loop import FitSettings, fit
 from polyspace.train.optim import build_adamw
 from polyspace.utils.checkpoint_io import sha256_json, try_writing, write_json, write_text

@@ -14,11 +14,11 @@ from polyspace.data.batch import CachedFeatures
 from polyspace.data.feature_store import FeatureStore
 from polyspace.data.featurize import SourceConfig
 from polyspace.models.spaces.converters import ConverterBank, LinearConverter, load_converters
+from polyspace.train.alignment.fusion_phase import LABELS, FusionPhase, HeadSet, HeadShape, control_banks
+from polyspace.train.alignment.stores import check_fit, get_store
 from polyspace.train.engine import PlainEngine
-from polyspace.train.fusion_phase import LABELS, FusionPhase, HeadSet, HeadShape, control_banks
 from polyspace.train.loop import FitSettings, fit
 from polyspace.train.optim import build_adamw
-from polyspace.train.stores import check_fit, get_store
 from polyspace.utils.checkpoint_io import (
     load_versioned,
     save_torch,

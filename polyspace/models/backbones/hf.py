@@ -113,9 +113,19 @@ def describe(name: str, checkpoint: str | None, revision: str | None, frames: in
         plan=plan,
         load=lambda: _load(name, found, plan.crop, plan.frames, "fc_norm" in pooling),
         skeleton=lambda: _skeleton(name, config, plan.crop, plan.frames, "fc_norm" in pooling),
-        trained=family.trained,
+        trained=_trained(family, found, head),
         classifier=lambda: _load_classifier(found, config) if head and pooling in _READ_BY_HEADS[name] else None,
     )
+
+
+def _trained(family: Family, found: Checkpoint, head: bool) -> str:
+    """What a checkpoint learned from, by its folder's about.json, by its publishers, or as far as its head tells."""
+    about = found.json("about.json")
+    if about and isinstance(about.get("objective"), str):
+        return about["objective"]
+    if found.name == family.default_id:
+        return family.trained
+    return "supervised: it has a classification head" if head else "not said by its folder"
 
 
 def default_card(name: str, frames: int) -> BackboneCard:

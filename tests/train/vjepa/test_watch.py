@@ -4,8 +4,8 @@ from small_jepa import GRID, batch, phase
 
 from polyspace.data.batch import VideoBatch
 from polyspace.train.engine import PlainEngine
-from polyspace.train.masking import MaskPlan
 from polyspace.train.optim import build_adamw
+from polyspace.train.vjepa.masking import MaskPlan
 from polyspace.utils.monitor import effective_rank
 
 

@@ -18,7 +18,8 @@ def retained_table(
     train: FeatureStore, scored: FeatureStore, bank: ConverterBank, holdout: dict[str, Any]
 ) -> dict[str, dict[str, Any]]:
     """Per space, top-1 of linear probes on `scored`: `true` fitted on true features and read on true ones, `translated`
-    the same probe read on translated ones, `retrained` fitted on translated ones; `retained` is translated/true, and
+    the same probe read on translated ones, `retrained` fitted on translated ones; `retained` is translated/true (None
+    where `true` is not above always naming the largest class, paired over clips: there is nothing to retain), and
     `loss` the paired difference true − translated with its 95 % bootstrap interval. The student's own probe stands
     first. Penalties are chosen on the converters' held-out part of train.
     """
@@ -35,6 +36,7 @@ def retained_table(
 
     x_train, x_test = train.features(train.student), scored.features(scored.student)
     own = hits(probe(x_train), x_test)
+    constant = (test[rows] == labels[~held].mode().values).double()
     out: dict[str, dict[str, Any]] = {f"{train.student} (student)": {"true": own.mean().item()}}
     for name in bank.dims:
         with torch.inference_mode():
@@ -43,13 +45,17 @@ def retained_table(
         true, translated = hits(fitted, y_test), hits(fitted, guess_test)
         retrained = hits(probe(guess_train), guess_test)
         entry: dict[str, Any] = {"true": true.mean().item(), "translated": translated.mean().item()}
-        entry |= {"retrained": retrained.mean().item(), "retained": _share(translated, true)}
+        entry |= {
+            "retrained": retrained.mean().item(),
+            "retained": _share(translated, true, constant),
+        }
         out[name] = entry | {"loss_ci": list(bootstrap_interval(true - translated))}
     return out
 
 
-def _share(translated: Tensor, true: Tensor) -> float | None:
-    return (translated.mean() / true.mean()).item() if true.any() else None
+def _share(translated: Tensor, true: Tensor, constant: Tensor) -> float | None:
+    above = bootstrap_interval(true - constant)[0] > 0
+    return (translated.mean() / true.mean()).item() if above else None
 
 
 def teacher_heads(

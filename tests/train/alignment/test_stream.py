@@ -5,10 +5,12 @@ import shlex
 import pytest
 import torch
 
-from polyspace.data import featurize, synthetic
+from polyspace.data import build_dataset, featurize, synthetic
 from polyspace.models.spaces.converters import load_converters
-from polyspace.train import converter_source, pairs, train_converter
-from polyspace.train.gathering import Gatherer
+from polyspace.train import train_converter
+from polyspace.train.alignment import converter_source, pairs
+from polyspace.train.alignment.gathering import Gatherer
+from polyspace.utils.errors import UserError
 
 
 class Killed(BaseException):
@@ -20,8 +22,8 @@ def source(tmp_path_factory, checkpoints):
     root = tmp_path_factory.mktemp("stream") / "data"
     made = f"--layout hmdb51 --out {root} --clips 20 --classes 2 --height 32 --width 32 --workers 1"
     assert synthetic.main(shlex.split(made)) == 0
-    broken = next((root / "turn_cw_1x").glob("*.avi"))
-    broken.write_bytes(broken.read_bytes()[:200])
+    for clip in build_dataset("hmdb51", root, "train").records[-2:]:  # the whole of a stream's last batch
+        clip.path.write_bytes(clip.path.read_bytes()[:200])
     places = " ".join(f"{name}={folder}" for name, folder in checkpoints.items())
     return f"--dataset hmdb51 --root {root} --checkpoint {places} --frames 4 --workers 0 --max_failed 0.2 --strict"
 
@@ -76,3 +78,21 @@ def test_a_killed_stream_goes_on_where_it_was_written_down_and_ends_in_the_same_
     assert all(torch.equal(again[name], tensor) for name, tensor in whole.items())
     assert again.keys() == whole.keys() and about_again["held_out"] == about["held_out"]
     assert not list((tmp_path / "cut").glob("stream-*"))
+
+
+def test_a_run_killed_behind_its_pass_counts_no_unreadable_clip_twice(source, tmp_path, monkeypatch, capsys):
+    def killed(*_):
+        raise Killed
+
+    monkeypatch.setattr(train_converter, "fit_bank", killed)
+    for _ in range(3):
+        with pytest.raises(Killed):
+            converters(source, tmp_path)
+        assert capsys.readouterr().out.count("  failed: ") == 2
+
+
+def test_a_pass_with_too_many_unreadable_clips_is_not_kept(source, tmp_path, capsys):
+    for _ in range(2):
+        with pytest.raises(UserError, match="max_failed"):
+            converters(source.replace("--max_failed 0.2", "--max_failed 0"), tmp_path)
+        assert not list(tmp_path.glob("stream-*"))

@@ -2,7 +2,7 @@ import torch
 from small_jepa import GRID, batch, phase
 
 from polyspace.data.batch import VideoBatch
-from polyspace.train.masking import MaskPlan
+from polyspace.train.vjepa.masking import MaskPlan
 
 
 def test_a_mask_is_a_function_of_seed_step_and_place():

@@ -5,9 +5,9 @@ import torch
 from small_jepa import GRID, batch, phase
 
 from polyspace.data.batch import VideoBatch
-from polyspace.train.jepa import Weights
-from polyspace.train.masking import MaskPlan, Masks
-from polyspace.train.questions import grid_questions
+from polyspace.train.vjepa.jepa import Weights
+from polyspace.train.vjepa.masking import MaskPlan, Masks
+from polyspace.train.vjepa.questions import grid_questions
 
 
 def test_hidden_pixels_reach_the_target_only():
@@ -74,7 +74,7 @@ def test_weights_by_chunk_fade_out(until, powers, monkeypatch):
         given.append(power)
         return grid_questions(known, masks, context, power)
 
-    monkeypatch.setattr("polyspace.train.jepa.grid_questions", spy)
+    monkeypatch.setattr("polyspace.train.vjepa.jepa.grid_questions", spy)
     for step in (0, 25, 50, 99):
         p.questions(known, masks, step)
     assert given == pytest.approx(powers)

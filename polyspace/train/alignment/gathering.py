@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from polyspace.models.spaces.tokens import Grid, resample_tokens
-from polyspace.train.pairs import Block
+from polyspace.train.alignment.pairs import Block
 from polyspace.utils.moments import Moments
 
 
@@ -96,6 +96,8 @@ class Gatherer:
         self.places = torch.Generator().manual_seed(seed)
 
     def add(self, block: Block) -> None:
+        if not block.spaces:
+            return
         for i, group in enumerate(self.groups):
             x, ys, mask = _rows(block, self.student, group, self.grids, self.tokens_per_clip, self.places)
             for part, chosen in enumerate((~mask, mask)):

@@ -8,7 +8,7 @@ from torch import nn
 
 from polyspace.models.backbones.base import Classifier
 from polyspace.models.spaces.converters import ConverterBank, LinearConverter
-from polyspace.train.retained import _plain, retained_table, teacher_heads
+from polyspace.train.alignment.retained import _plain, retained_table, teacher_heads
 
 D, CLASSES = 6, 3
 
@@ -52,6 +52,19 @@ def test_a_probe_retrained_on_translations_reads_the_student_and_not_the_teacher
     """A teacher without the class can't be read even when true, while any invertible map of the student can."""
     found = table({"blind": LinearConverter(torch.randn(D, 4), torch.zeros(4))})["blind"]
     assert found["true"] < 0.5 and found["retrained"] > found["true"] + 0.2
+    assert found["retained"] is None  # a share of chance would say nothing
+
+
+def test_no_share_is_given_where_a_blind_teacher_names_the_largest_class():
+    def skewed(n, seed):
+        made = store(n, seed)
+        label = (torch.rand(n, generator=torch.Generator().manual_seed(seed)) > 0.7).long()  # .7 and .3
+        manifest = {"clips": [{"label": k} for k in label.tolist()]}
+        return SimpleNamespace(**(vars(made) | {"labels": lambda: label, "manifest": manifest}))
+
+    bank = ConverterBank({"blind": LinearConverter(torch.zeros(D, 4), torch.zeros(4))})
+    found = retained_table.__wrapped__(skewed(300, 0), skewed(200, 1), bank, {"share": 0.2, "seed": 0})["blind"]
+    assert found["true"] > 0.6 and found["retained"] is None
 
 
 NAMES = ["[A]", "b_", "C", "other"]

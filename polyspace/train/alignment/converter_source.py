@@ -9,8 +9,8 @@ from pydantic import Field
 
 from polyspace.data.feature_store import FeatureStore
 from polyspace.data.featurize import SourceConfig, open_source, store_settings
-from polyspace.train.gathering import Gathered, Gatherer
-from polyspace.train.pairs import store_blocks, stream_blocks
+from polyspace.train.alignment.gathering import Gathered, Gatherer
+from polyspace.train.alignment.pairs import store_blocks, stream_blocks
 from polyspace.utils.checkpoint_io import load_versioned, save_torch, sha256_json
 from polyspace.utils.errors import UserError, did_you_mean
 from polyspace.utils.holdout import hold_out
@@ -95,6 +95,7 @@ class PairSource:
         for clip, reason in self.failed[:20]:
             say(f"  failed: {clip}: {reason}")
         if share > c.max_failed:
+            self.forget()  # what could not be read today may be there tomorrow
             raise UserError(f"{len(self.failed)} clips ({share:.1%}) could not be read, more than --max_failed")
         if any(part.fit.n < 2 or part.held.n < 1 for part in found.values()):
             raise UserError("too few clips can be read to fit a converter and keep some aside")

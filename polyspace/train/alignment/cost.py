@@ -1,5 +1,6 @@
 """What a forward costs: FLOPs and parameters counted, latency and memory measured, for backbones, converters, heads."""
 
+import copy
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -16,6 +17,7 @@ from polyspace.utils.flops import forward_flops, num_params
 from polyspace.utils.memory import activation_peak, weight_bytes
 
 MOST_ROUNDS, LEAST_ROUNDS = 50, 3
+ENOUGH = 20  # calls that a 95th percentile needs
 HEAD = "converters + fusion"
 
 
@@ -75,19 +77,19 @@ def cost_table(
     batches: Sequence[int] = (1, 8),
     budget_s: float = 10.0,
 ) -> dict[str, dict[str, Any]]:
-    """What each of `choices` takes: {row: {flops (a clip), params, batches: {size: p50_s, p95_s (a call), calls,
-    peak_mib}}}; without `batches` nothing is measured.
+    """What each of `choices` takes: {row: {flops (a clip), params, batches: {size: p50_s, p95_s (a call;
+    None of fewer than 20), calls, peak_mib}}}; without `batches` nothing is measured.
 
     A row of several parts is timed as the sum of their calls within a round. Its peak memory is all weights and the
     largest part's activations, since the parts run one after the other. `budget_s` is for each part and batch size;
     where one call of each takes longer than all of it, one timed call has to do.
     """
-    chain = _Chain(bank, fusion).to(device).eval()
+    chain = copy.deepcopy(_Chain(bank, fusion)).to(device).eval()  # the caller goes on with its own
     width = fusion.student.in_features
     flops = {name: card.flops() for name, card in cards.items()}
     params = {name: card.params() for name, card in cards.items()}
     flops[HEAD] = forward_flops(chain, torch.zeros(1, width, device=device))
-    params[HEAD] = num_params(fusion) + sum(b.numel() for b in bank.buffers())
+    params[HEAD] = num_params(chain) + sum(b.numel() for b in bank.buffers())  # linear maps are buffers
     table: dict[str, dict[str, Any]] = {
         row: {"flops": sum(flops[p] for p in parts), "params": sum(params[p] for p in parts)}
         for row, parts in choices(student, [n for n in cards if n != student]).items()
@@ -116,6 +118,9 @@ def _measure(
     for name, model in models.items():
         x = torch.zeros(size, *shapes[name], device=device)
         runs[name] = partial(model, x)
+    if device.type == "cuda":
+        for run in runs.values():  # libraries take workspaces at their first call, and keep them
+            run()
     start = time.perf_counter()
     peaks = {name: activation_peak(run, device) for name, run in runs.items()}  # warms up, too
     budget = budget_s * len(runs)
@@ -124,8 +129,8 @@ def _measure(
     return {name: (times[name], weight_bytes(models[name]), peaks[name]) for name in runs}
 
 
-def _sum(parts: Sequence[tuple[list[float], int, int]]) -> dict[str, float]:
+def _sum(parts: Sequence[tuple[list[float], int, int]]) -> dict[str, Any]:
     times, weights, activations = zip(*parts, strict=True)
     p50, p95 = np.percentile(np.sum(times, 0), [50, 95])
-    peak = (sum(weights) + max(activations)) / 2**20
-    return {"p50_s": float(p50), "p95_s": float(p95), "calls": len(times[0]), "peak_mib": peak}
+    calls, peak = len(times[0]), (sum(weights) + max(activations)) / 2**20
+    return {"p50_s": float(p50), "p95_s": float(p95) if calls >= ENOUGH else None, "calls": calls, "peak_mib": peak}

@@ -4,7 +4,7 @@ from polyspace.data.batch import VideoBatch
 from polyspace.data.moving import moving_clips, normalise
 from polyspace.models.vjepa.predictor import Predictor
 from polyspace.models.vjepa.vit import HNetViT, TubeletViT
-from polyspace.train.jepa import JepaPhase, JepaSettings, Weights
+from polyspace.train.vjepa.jepa import JepaPhase, JepaSettings, Weights
 
 GRID = (6, 3, 3)
 

@@ -19,11 +19,11 @@ from polyspace.models.layers import Mlp
 from polyspace.models.vjepa.encoded import Encoded
 from polyspace.models.vjepa.predictor import Predictor
 from polyspace.models.vjepa.vit import HNetViT, TubeletViT
-from polyspace.train.masking import MaskPlan, Masks
 from polyspace.train.optim import cosine_schedule
 from polyspace.train.phase import Phase, StepOutput
-from polyspace.train.questions import Questions, chunk_questions, chunks_by_column, grid_questions
-from polyspace.train.watch import Watch
+from polyspace.train.vjepa.masking import MaskPlan, Masks
+from polyspace.train.vjepa.questions import Questions, chunk_questions, chunks_by_column, grid_questions
+from polyspace.train.vjepa.watch import Watch
 from polyspace.utils.monitor import collapse_alarm
 
 

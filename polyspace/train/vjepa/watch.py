@@ -9,7 +9,7 @@ from torch import Tensor
 
 from polyspace.losses.energy import Kind, energy_loss
 from polyspace.models.vjepa.encoded import Encoded
-from polyspace.train.questions import Questions
+from polyspace.train.vjepa.questions import Questions
 from polyspace.utils.monitor import effective_rank, position_std, usage_perplexity
 
 LEAST_CLIPS = 8  # spread and skill say nothing about fewer

@@ -6,10 +6,10 @@ import torch
 from polyspace.config import validate
 from polyspace.losses import l2_loss
 from polyspace.models.spaces.converters import load_converters, save_converters
-from polyspace.train.converter_phase import LOSSES, ConverterPhase, PairRows, parse_losses
-from polyspace.train.converter_source import ConverterConfig
-from polyspace.train.gathering import gather
-from polyspace.train.pairs import Block
+from polyspace.train.alignment.converter_phase import LOSSES, ConverterPhase, PairRows, parse_losses
+from polyspace.train.alignment.converter_source import ConverterConfig
+from polyspace.train.alignment.gathering import gather
+from polyspace.train.alignment.pairs import Block
 from polyspace.train.train_converter import fit_bank, held_out_scores, residual_bank
 from polyspace.utils.errors import UserError
 from polyspace.utils.misc import set_seed

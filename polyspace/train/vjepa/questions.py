@@ -9,7 +9,7 @@ from torch import Tensor
 from polyspace.models.hnet.dechunker import to_grid
 from polyspace.models.hnet.encoder import cell_coords, pack_visible, take_rows
 from polyspace.models.vjepa.encoded import Encoded
-from polyspace.train.masking import Masks
+from polyspace.train.vjepa.masking import Masks
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ import torch
 
 from polyspace.data.batch import VideoBatch
 from polyspace.models.spaces.converters import ConverterBank, LinearConverter
-from polyspace.train.fusion_phase import FusionPhase, HeadSet, HeadShape, control_banks
+from polyspace.train.alignment.fusion_phase import FusionPhase, HeadSet, HeadShape, control_banks
 from polyspace.utils.metrics import r2_score
 
 D, SPACES, CLASSES = 6, {"a": 5, "b": 7}, 3

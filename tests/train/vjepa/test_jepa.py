@@ -6,10 +6,10 @@ from polyspace.data.batch import VideoBatch
 from polyspace.data.moving import moving_clips, normalise
 from polyspace.models.vjepa.predictor import Predictor
 from polyspace.train.engine import PlainEngine
-from polyspace.train.jepa import Weights
 from polyspace.train.loop import FitSettings, fit
-from polyspace.train.masking import MaskPlan
 from polyspace.train.optim import build_adamw
+from polyspace.train.vjepa.jepa import Weights
+from polyspace.train.vjepa.masking import MaskPlan
 
 
 @pytest.mark.parametrize("arch", ["hnet", "tubelet"])

@@ -18,7 +18,8 @@ from polyspace.utils.misc import get_device
 @dataclass(frozen=True)
 class Block:
     """Some clips: space -> features (B,D), or tokens (B,N,D) on the space's grid; held (B,) True for held-out clips.
-    `done`: batches of a stream that lie behind it, this one's among them."""
+    A batch of a stream of which nothing can be read has no spaces. `done`: batches that lie behind, this one's among
+    them."""
 
     spaces: Mapping[str, Tensor]
     held: Tensor
@@ -48,8 +49,8 @@ def stream_blocks(
     batch: int = 2,
     min_frames: int = 2,
 ) -> Iterator[Block]:
-    """Clips from batch `start` on: decoded, run through all backbones, handed on and forgotten. Those that can't be read
-    are added to `failed`."""
+    """Clips from batch `start` on: decoded, run through all backbones, handed on and forgotten. What can't be read is
+    added to `failed`."""
     data, cards = source
     device = get_device(config.device)
     views = Views(Sampling.parse(config.sampling), config.views, config.crops, min_frames)
@@ -70,6 +71,5 @@ def stream_blocks(
                 (data.records[at + i].id, result.reason) for i, result in enumerate(decoded.results) if result.reason
             ]
             bar.step(len(decoded.results), failed=len(failed))
-            if good:
-                spaces = {name: decoded.features[name + suffix] for name in cards}
-                yield Block(spaces, held[good], decoded.index + 1)
+            spaces = {name: decoded.features[name + suffix] for name in cards} if good else {}
+            yield Block(spaces, held[good], decoded.index + 1)

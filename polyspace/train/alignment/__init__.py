@@ -1,0 +1,1 @@
+"""Converters and heads: pairs, what learns from them, what is measured of them."""

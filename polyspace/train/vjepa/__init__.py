@@ -1,0 +1,1 @@
+"""Latent prediction: masks, questions, the step, and what watches it."""

@@ -35,24 +35,29 @@ LOSSES = ("l2=1", "smooth_l1=1", "cosine=1", "info_nce=1", "vicreg=1", "barlow=1
 SCORES = ("r2", "cosine", "cka_debiased", "knn_overlap")
 
 
-def converter_rows(demo: Path, work: Path, epochs: int) -> list[dict[str, Any]]:
-    """A row for each teacher and each way to translate into its space."""
+def converter_rows(demo: Path, work: Path, epochs: int, seeds: int) -> list[dict[str, Any]]:
+    """A row for each teacher and each way to translate into its space: means over seeds (held-out videos, weights)."""
     train, scored = (FeatureStore(demo / "features" / f"features_hmdb51_{s}.json") for s in ("train", "validation"))
     teachers = [name for name in train.spaces if name != train.student]
     rows = []
     for name in teachers:
         y, mean = scored.features(name), train.features(name).double().mean(0)
         rows.append({"teacher": name, "converter": "mean", "r2": 0.0, "cosine": mean_cosine(mean.expand_as(y), y)})
-    tries = [("procrustes", ""), ("ridge", ""), *(("residual_mlp", f"--loss {loss}") for loss in LOSSES)]
+    tries = [("procrustes", ""), ("ridge", ""), *(("residual_mlp", loss) for loss in LOSSES)]
     for kind, loss in tries:
-        folder = work / f"{kind}_{loss.removeprefix('--loss ')}".replace("=", "").replace(",", "_")
-        line = f"--features {train.path} --teachers {' '.join(teachers)} --kind {kind} {loss} --epochs {epochs}"
-        if train_converter.main(shlex.split(f"{line} --lr 3e-4 --batch 64 --save_dir {folder}")):
-            raise SystemExit(f"train-converter {line} failed")
-        bank, about = load_converters(folder / f"converters_ep{epochs}.pt")
-        for name, scores in translation_scores(scored, bank, train).items():
-            row = {"teacher": name, "converter": f"{kind} {loss.removeprefix('--loss ')}".strip()}
-            rows.append(row | {k: scores[k] for k in SCORES} | {"best_epoch": about["best_epoch"].get(name)})
+        runs: dict[str, list[dict[str, Any]]] = {name: [] for name in teachers}
+        for seed in range(seeds):
+            folder = work / f"{kind}_{loss}_{seed}".replace("=", "").replace(",", "_")
+            line = ["--features", str(train.path), "--teachers", *teachers, "--kind", kind, "--seed", str(seed)]
+            line += ["--epochs", str(epochs), "--lr", "3e-4", "--batch", "64", "--save_dir", str(folder)]
+            if train_converter.main([*line, *(["--loss", loss] if loss else [])]):
+                raise SystemExit(f"train-converter {shlex.join(line)} failed")
+            bank, about = load_converters(folder / f"converters_ep{epochs}.pt")
+            for name, scores in translation_scores(scored, bank, train).items():
+                runs[name].append({k: scores[k] for k in SCORES} | {"best_epoch": about["best_epoch"].get(name)})
+        for name, made in runs.items():
+            means = {k: sum(run[k] for run in made) / len(made) for k in SCORES}
+            rows.append({"teacher": name, "converter": f"{kind} {loss}".strip()} | means | {"seeds": made})
     return sorted(rows, key=lambda r: teachers.index(r["teacher"]))
 
 
@@ -71,9 +76,10 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--work", type=Path, default=Path("outputs/alignment"))
     parser.add_argument("--epochs", type=int, default=100)
+    parser.add_argument("--fits", type=int, default=3, help="fits of each converter, with other held-out videos")
     parser.add_argument("--seeds", type=int, default=10)
     args = parser.parse_args()
-    rows = converter_rows(args.demo, args.work, args.epochs)
+    rows = converter_rows(args.demo, args.work, args.epochs, args.fits)
     points = curve(args.demo, args.work, args.seeds)
     machine = {"platform": platform.platform(), "cpus": os.cpu_count(), "torch": torch.__version__}
     head = {"command": "python " + " ".join(sys.argv), "date": datetime.date.today().isoformat(), "machine": machine}
@@ -92,7 +98,7 @@ def main() -> None:
     )
     kept += ("gates_std", "difference", "choice", "cka", "retained", "teacher_heads", "cost")
     found = head | {
-        "demo_command": " ".join(evaluation["run"]["argv"]),
+        "demo_command": shlex.join(["polyspace", *evaluation["run"]["argv"][1:]]),
         "epochs": args.epochs,
         "backbones": {n: json.loads((assets() / n / "about.json").read_text()) for n in TASKS},
         "converters": rows,

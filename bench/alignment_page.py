@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from polyspace.report import eval_report as shown
-from polyspace.report.labels_report import LABELS_COLUMNS, labels_rows, labels_words
+from polyspace.report.labels_report import labels_columns, labels_rows, labels_words
 from polyspace.utils.checkpoint_io import write_text
 from polyspace.utils.log import say, table
 
@@ -27,14 +27,16 @@ def backbone_rows(backbones: dict[str, Any]) -> list[list[str]]:
 
 
 def converter_rows(rows: list[dict[str, Any]]) -> list[list[str]]:
-    return [
-        [r["teacher"], r["converter"], *(f"{r[k]:.3f}" if k in r else "–" for k in SCORES), _epoch(r)] for r in rows
-    ]
-
-
-def _epoch(row: dict[str, Any]) -> str:
-    epoch = row.get("best_epoch")
-    return "–" if epoch is None else str(epoch)
+    """Means over seeds, R² with its least and greatest value."""
+    out = []
+    for r in rows:
+        scores = [f"{r[k]:.3f}" if k in r else "–" for k in SCORES]
+        epochs = [run["best_epoch"] for run in r.get("seeds", ())]
+        if epochs:
+            values = [run["r2"] for run in r["seeds"]]
+            scores[0] += f" ({min(values):.3f} … {max(values):.3f})"
+        out.append([r["teacher"], r["converter"], *scores, ", ".join(str(e) for e in epochs if e is not None) or "–"])
+    return out
 
 
 def likeness_rows(cka: dict[str, Any]) -> list[list[str]]:
@@ -67,8 +69,9 @@ def page(found: dict[str, Any]) -> str:
         "",
         "## Converters and losses",
         "",
-        f"Validation clips. Every network starts as ridge, trains for {found['epochs']} passes and keeps its best pass "
-        "by R² on held-out training clips (0: ridge itself).",
+        "Validation clips; means over fits with other held-out videos and weights, R² with its range. Every network "
+        f"starts as ridge, trains for {found['epochs']} passes and keeps its best pass by R² on held-out training clips "
+        "(0: ridge itself).",
         "",
         *table(converter_rows(found["converters"]), ["teacher", "converter", *SCORES.values(), "pass kept"]),
         "",
@@ -96,7 +99,7 @@ def page(found: dict[str, Any]) -> str:
         "",
         labels_words(found["labels_curve"]),
         "",
-        *table(labels_rows(found["labels_curve"]), LABELS_COLUMNS),
+        *table(labels_rows(found["labels_curve"]), labels_columns(found["labels_curve"])),
         "",
         "## Cost",
         "",

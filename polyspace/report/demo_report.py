@@ -7,7 +7,7 @@ from typing import Any
 from polyspace.report import eval_report as shown
 from polyspace.report.figures import curves_figure, strips_figure
 from polyspace.report.html import Page
-from polyspace.report.labels_report import LABELS_COLUMNS, labels_rows, labels_words
+from polyspace.report.labels_report import labels_columns, labels_rows, labels_words
 
 KINDS = {"r2": "R²", "cosine": "cosine", "cka_debiased": "debiased CKA", "cka": "CKA", "knn_overlap": "kNN overlap"}
 
@@ -128,7 +128,7 @@ def _heads(page: Page, folder: Path, result: dict[str, Any]) -> None:
 def _few_labels(page: Page, folder: Path, curve: dict[str, Any]) -> None:
     page.heading("With few labels")
     page.text(labels_words(curve))
-    page.table(labels_rows(curve), LABELS_COLUMNS)
+    page.table(labels_rows(curve), labels_columns(curve))
     picture = folder / "labels_curve" / f"labels_curve_{curve['dataset']}_{curve['split']}.png"
     page.image(picture, "Top-1 over the number of labelled clips; bands are 95 % intervals over seeds.")
 

@@ -8,25 +8,20 @@ from polyspace.report.figures import labels_figure
 from polyspace.utils.checkpoint_io import write_json, write_text
 from polyspace.utils.log import table
 
-LABELS_COLUMNS = [
-    "asked for",
-    "labelled clips",
-    "of all training clips",
-    "fusion",
-    "student only",
-    "difference, over seeds",
-    "over clips",
-    "verdict",
-]
+
+def labels_columns(result: dict[str, Any]) -> list[str]:
+    heads = list(result["points"][0]["heads"])
+    gain = ["fusion − student only, over seeds", "over clips", "verdict"]
+    return ["asked for", "labelled clips", "of all training clips", *heads, *gain]
 
 
 def labels_words(result: dict[str, Any]) -> str:
     clips = result["clips"]
     return (
         f"Top-1 on {clips['scored']} clips, mean over {result['seeds']} seeds (which clips are labelled, weights, "
-        "order) with a 95 % t interval, and the difference's bootstrap interval over clips; a verdict needs both. Both "
+        "order) with a 95 % t interval, and the difference's bootstrap interval over clips; a verdict needs both. All "
         "heads have as many parameters, batches and updates. Shares are of the training clips not held out, one a "
-        f"class at least. The epoch is chosen on the {clips['held_out']} held out, at every share and for both heads "
+        f"class at least. The epoch is chosen on the {clips['held_out']} held out, at every share and for all heads "
         "alike: more labels than one would have then. Converters are fitted without labels, on all training "
         "clips; what labels the teachers have seen, their own line says."
     )
@@ -55,7 +50,14 @@ def write_labels_files(result: dict[str, Any], folder: Path) -> None:
     labels_figure(result["points"], result["chance"], folder / f"{stem}.png", bool(result["stand_ins"]))
     notice = stand_in_notice(result)
     lines = [f"# {data_name(result)}, labels curve", "", *([f"> **{notice}**", ""] if notice else [])]
-    lines += [labels_words(result), "", *table(labels_rows(result), LABELS_COLUMNS), "", f"![curve]({stem}.png)", ""]
+    lines += [
+        labels_words(result),
+        "",
+        *table(labels_rows(result), labels_columns(result)),
+        "",
+        f"![curve]({stem}.png)",
+        "",
+    ]
     lines += [f"Command: `{' '.join(result['run']['argv'])}`"]
     write_text(folder / f"{stem}.md", "\n".join(lines) + "\n")
     write_json(folder / f"{stem}.json", result)

@@ -22,6 +22,8 @@ from polyspace.utils.log import Progress, say
 from polyspace.utils.metrics import bootstrap_interval, seed_interval, top_k_hits
 from polyspace.utils.run_info import run_info
 
+DEPENDS = ("hidden", "batch", "epochs", "lr", "weight_decay", "holdout", "controls")
+
 
 class CurveConfig(HeadConfig):
     split: str = Field("validation", description="where heads are scored; they are trained on train")
@@ -30,16 +32,25 @@ class CurveConfig(HeadConfig):
     epochs: int = Field(20, ge=1, description="passes at all labels; smaller shares get as many updates")
     batch: int = Field(32, ge=1, description="clips an update")
     lr: float = Field(1e-3, gt=0, description="peak learning rate")
+    controls: bool = Field(True, description="also fusions of shuffled teachers and of random maps")
     out: Path = Field(Path("checkpoints/labels_curve"), description="folder of the result")
 
 
 def one_point(
     config: CurveConfig, bank: ConverterBank, train: FeatureStore, scored: FeatureStore, held: torch.Tensor, at: tuple
 ) -> dict[str, Any]:
-    """Top-1 of both heads at (share of labels, seed)."""
+    """Top-1 of the heads at (share of labels, seed), and what fusion gains over student only on each clip."""
     fraction, seed = at
     phase, clips, folder = fit_heads(
-        config, bank, train, held, config.out, seed, labels_fraction=fraction, equal_updates=True
+        config,
+        bank,
+        train,
+        held,
+        config.out,
+        seed,
+        labels_fraction=fraction,
+        equal_updates=True,
+        controls=config.controls,
     )
     labels = scored.labels()
     with torch.inference_mode():
@@ -91,7 +102,7 @@ def run(config: CurveConfig) -> tuple[dict[str, Any], int]:
     if set(train.ids) & set(scored.ids):
         raise UserError(f"--split {config.split} holds training clips; a labels curve is scored on others")
     held = held_out_rows(config, about, train, 0)
-    settings = config.model_dump(mode="json", include={"hidden", "batch", "epochs", "lr", "weight_decay", "holdout"})
+    settings = config.model_dump(mode="json", include=set(DEPENDS))
     depends = [train.fingerprint, scored.fingerprint, sha256_file(config.converters), settings]
     places = [(f, seed) for f in sorted(set(config.fractions)) for seed in range(config.seeds)]
     points = []

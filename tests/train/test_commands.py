@@ -135,8 +135,10 @@ def test_a_labels_curve_holds_every_share_and_seed_and_goes_on_where_it_stopped(
     assert [p["fraction"] for p in first["points"]] == [0.3, 1.0]
     assert first["points"][0]["clips"] < first["points"][1]["clips"]
     for point in first["points"]:
-        gains = [a - b for a, b in zip(*(h["seeds"] for h in point["heads"].values()), strict=True)]
+        both = (point["heads"][head]["seeds"] for head in ("fusion", "student only"))
+        gains = [a - b for a, b in zip(*both, strict=True)]
         assert point["difference"]["seeds"] == gains and len(gains) == 2
+        assert {"fusion of shuffled teachers", "fusion of random maps"} < set(point["heads"])
     kept = {p: p.stat().st_mtime_ns for p in (out / "points").iterdir()}
     assert len(kept) == 4 and not list(out.glob("run-*"))
     next(iter(kept)).unlink()

@@ -70,7 +70,7 @@ def page(found: dict[str, Any]) -> str:
         "## Converters and losses",
         "",
         "Validation clips; means over fits with other held-out videos and weights, R² with its range. Every network "
-        f"starts as ridge, trains for {found['epochs']} passes and keeps its best pass by R² on held-out training clips "
+        f"starts as ridge, trains for {found['epochs']} passes and keeps its best pass by R² on held-out clips "
         "(0: ridge itself).",
         "",
         *table(converter_rows(found["converters"]), ["teacher", "converter", *SCORES.values(), "pass kept"]),

@@ -132,7 +132,7 @@ def cost_rows(result: dict[str, Any]) -> list[list[str]]:
         for size in _batches(result):
             m = c["batches"][size]
             p95 = "–" if m["p95_s"] is None else f"{1e3 * m['p95_s']:.2f}"
-            row += [f"{1e3 * m['p50_s']:.2f}", p95, f"{m['peak_mib']:.0f}"]
+            row += [f"{1e3 * m['p50_s']:.2f}", p95, f"{m['peak_mib']:.3g}"]
         rows.append(row)
     return rows
 

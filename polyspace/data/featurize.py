@@ -249,12 +249,13 @@ def main(argv: Sequence[str]) -> int:
         example="python -m polyspace.data.featurize --dataset hmdb51 --root ./datasets/hmdb51 --split train "
         "--out ./features --student vjepa2 --teachers videomae timesformer vivit --batch 2 --workers 2 --frames 16",
     )
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     distrib.initialize()
     try:
         return summarise(featurize(config), config.max_failed)
     finally:
         distrib.shutdown()
+        signal.signal(signal.SIGTERM, before)  # others may call this function in their own process
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from polyspace.models.spaces.fusion import FusionHead
 from polyspace.utils.flops import forward_flops, num_params
 from polyspace.utils.memory import activation_peak, weight_bytes
 
-MOST_ROUNDS, LEAST_ROUNDS = 50, 3
+MOST_ROUNDS, LEAST_ROUNDS = 30, 3
 ENOUGH = 20  # calls that a 95th percentile needs
 HEAD = "converters + fusion"
 
@@ -25,7 +25,7 @@ def timed_rounds(
     runs: Mapping[str, Callable[[], Any]], device: torch.device, budget_s: float, least: int = LEAST_ROUNDS
 ) -> dict[str, list[float]]:
     """Seconds of every call of each run, one of each in turn, so that a slow moment of the machine hits all alike:
-    rounds until `budget_s` is spent, at least `least` and at most 50."""
+    rounds until `budget_s` is spent, at least `least` and at most 30."""
     times: dict[str, list[float]] = {name: [] for name in runs}
     start = time.perf_counter()
     for made in range(MOST_ROUNDS):

@@ -25,7 +25,7 @@ class DataConfig(Config):
 
 
 class PretrainConfig(Config):
-    steps: int = Field(4000, ge=1, description="updates")
+    steps: int = Field(3500, ge=1, description="updates")
     batch: int = Field(4, ge=1, description="clips an update")
     accumulate: int = Field(1, ge=1, description="micro-batches an update")
     lr: float = Field(1e-3, gt=0, description="highest learning rate of AdamW")

@@ -32,6 +32,8 @@ from polyspace.utils.log import say
 from polyspace.utils.metrics import mean_cosine
 
 LOSSES = ("l2=1", "smooth_l1=1", "cosine=1", "info_nce=1", "vicreg=1", "barlow=1", "l2=1,cosine=1", "l2=1,info_nce=0.1")
+KEPT = """generated dataset split stand_ins clips chance training_clips heads params gates gates_std difference choice
+cka retained teacher_heads cost"""
 SCORES = ("r2", "cosine", "cka_debiased", "knn_overlap")
 
 
@@ -84,25 +86,12 @@ def main() -> None:
     machine = {"platform": platform.platform(), "cpus": os.cpu_count(), "torch": torch.__version__}
     head = {"command": "python " + " ".join(sys.argv), "date": datetime.date.today().isoformat(), "machine": machine}
     evaluation = json.loads((args.demo / "fusion" / "eval_hmdb51_validation.json").read_text())
-    kept = (
-        "generated",
-        "dataset",
-        "split",
-        "stand_ins",
-        "clips",
-        "chance",
-        "training_clips",
-        "heads",
-        "params",
-        "gates",
-    )
-    kept += ("gates_std", "difference", "choice", "cka", "retained", "teacher_heads", "cost")
     found = head | {
         "demo_command": shlex.join(["polyspace", *evaluation["run"]["argv"][1:]]),
         "epochs": args.epochs,
         "backbones": {n: json.loads((assets() / n / "about.json").read_text()) for n in TASKS},
         "converters": rows,
-        "evaluation": {k: evaluation[k] for k in kept},
+        "evaluation": {k: evaluation[k] for k in KEPT.split()},
         "labels_curve": {k: points[k] for k in ("clips", "chance", "seeds", "points")},
     }
     write_json(args.out, found)

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import torch
 from learning_arms import CLASSES, CLIPS, LABELS, PARTS
-from scipy import stats
 
 from polyspace.utils.log import say, table
+from polyspace.utils.metrics import seed_interval
 
 # what every arm of a full measurement has, null where it has no meaning
 MEASURES = ("linear", "probe", "skill", "rankme", "tokens", "flops_per_clip", "clips_per_s", "shuffled")
@@ -75,8 +75,7 @@ def intervals(arms: dict[str, dict[str, Any]]) -> dict[str, tuple[float, float, 
     out = {}
     for name, x in (values | others).items():
         if len(x) > 1:
-            half = float(stats.t.ppf(0.975, len(x) - 1) * x.std(ddof=1) / len(x) ** 0.5)
-            out[name] = (float(x.mean()), float(x.mean()) - half, float(x.mean()) + half)
+            out[name] = seed_interval(x.tolist())
     return out
 
 

@@ -165,13 +165,7 @@ def evaluate(config: EvalConfig) -> tuple[dict[str, Any], int]:
         "chance": 1 / len(labels.unique()),
         "heads": {LABELS[name]: head_scores(z, labels) for name, z in logits.items()},
         "difference": _difference(fused, alone, labels),
-        "params": {LABELS[name]: count for name, count in fusion_about["params"].items()},
-        "gates": fusion_about["gates"],
-        "gates_std": fusion_about["gates_std"],
-        "choice": fusion_about["choice"],
-        "held_out": fusion_about["held_out"],
-        "best_epoch": fusion_about["best_epoch"],
-        "training_clips": fusion_about["clips"],
+        **_of_training(fusion_about),
         "translation": translation_scores(store, bank, train),
         "cka": space_likeness(store, bank),
         "retained": retained_table(train, store, bank, about["holdout"]) if train is not None and labelled else None,
@@ -185,6 +179,13 @@ def evaluate(config: EvalConfig) -> tuple[dict[str, Any], int]:
     }
     write_eval_files(result, out)
     return result, code
+
+
+def _of_training(about: dict[str, Any]) -> dict[str, Any]:
+    """What the heads' file says of their training."""
+    kept = ("gates", "gates_std", "choice", "held_out", "best_epoch")
+    params = {LABELS[name]: count for name, count in about["params"].items()}
+    return {"params": params} | {key: about[key] for key in kept} | {"training_clips": about["clips"]}
 
 
 def _counts(store: FeatureStore, evaluated: int, unlabelled: int) -> dict[str, int]:

@@ -32,7 +32,7 @@ def about(monkeypatch):
 def test_intervals_are_over_seeds_and_of_pairs(about):
     mean, low, high = about["intervals"]["hnet_vjepa"]
     half = 4.302653 * 0.1 / 3**0.5  # Student's t at 2 degrees of freedom, standard deviation 0.1
-    assert (mean, low, high) == pytest.approx((0.9, 0.9 - half, 0.9 + half), abs=1e-6)
+    assert (mean, low, high) == pytest.approx((0.9, 0.9 - half, 0.9 + half), abs=1e-4)
     assert about["intervals"]["hnet_vjepa - tubelet_vjepa"][0] == pytest.approx(0.1)
 
 

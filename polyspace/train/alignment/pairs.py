@@ -52,6 +52,8 @@ def stream_blocks(
     """Clips from batch `start` on: decoded, run through all backbones, handed on and forgotten. What can't be read is
     added to `failed`."""
     data, cards = source
+    if start * batch >= len(data.records):
+        return  # a pass that was at its end: no backbone need be loaded
     device = get_device(config.device)
     views = Views(Sampling.parse(config.sampling), config.views, config.crops, min_frames)
     plans = {name: card.plan for name, card in cards.items()}

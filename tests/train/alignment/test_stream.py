@@ -85,10 +85,13 @@ def test_a_run_killed_behind_its_pass_counts_no_unreadable_clip_twice(source, tm
         raise Killed
 
     monkeypatch.setattr(train_converter, "fit_bank", killed)
+    loaded, load = [], pairs.forward_of
+    monkeypatch.setattr(pairs, "forward_of", lambda *given: loaded.append(1) or load(*given))
     for _ in range(3):
         with pytest.raises(Killed):
             converters(source, tmp_path)
         assert capsys.readouterr().out.count("  failed: ") == 2
+    assert len(loaded) == 4  # the backbones, by the first run only
 
 
 def test_a_pass_with_too_many_unreadable_clips_is_not_kept(source, tmp_path, capsys):

@@ -3,11 +3,13 @@
 import json
 import shutil
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from pydantic import Field
+from torch import Tensor
 
 from polyspace.config import parse, run_command
 from polyspace.data.feature_store import FeatureStore
@@ -15,7 +17,7 @@ from polyspace.models.spaces.converters import ConverterBank, load_converters
 from polyspace.report.labels_report import write_labels_files
 from polyspace.train.alignment.fusion_phase import LABELS
 from polyspace.train.alignment.stores import check_fit, get_store
-from polyspace.train.train_fusion import HeadConfig, fit_heads, held_out_rows
+from polyspace.train.train_fusion import HeadConfig, fit_controls, fit_heads, held_out_rows
 from polyspace.utils.checkpoint_io import sha256_file, sha256_json, try_writing, write_json
 from polyspace.utils.errors import UserError
 from polyspace.utils.log import Progress, say
@@ -36,31 +38,33 @@ class CurveConfig(HeadConfig):
     out: Path = Field(Path("checkpoints/labels_curve"), description="folder of the result")
 
 
-def one_point(
-    config: CurveConfig, bank: ConverterBank, train: FeatureStore, scored: FeatureStore, held: torch.Tensor, at: tuple
-) -> dict[str, Any]:
-    """Top-1 of the heads at (share of labels, seed), and what fusion gains over student only on each clip."""
-    fraction, seed = at
-    phase, clips, folder = fit_heads(
-        config,
-        bank,
-        train,
-        held,
-        config.out,
-        seed,
-        labels_fraction=fraction,
-        equal_updates=True,
-        controls=config.controls,
-    )
-    labels = scored.labels()
-    with torch.inference_mode():
-        logits = phase.best_set.eval()(scored.features(scored.student))
-    shutil.rmtree(folder)
-    hits = {name: top_k_hits(z, labels, 1) for name, z in logits.items()}
-    scores = {LABELS[name]: hit.mean().item() for name, hit in hits.items()}
-    gains = (hits["fusion"] - hits["student"]).int().tolist()
-    point = {"fraction": fraction, "seed": seed, "clips": clips["train"], "top1": scores, "gains": gains}
-    return point | {"chosen": phase.choice()}
+@dataclass
+class Points:
+    """What every point is made from; controls are fitted once for each seed."""
+
+    config: CurveConfig
+    bank: ConverterBank
+    train: FeatureStore
+    scored: FeatureStore
+    held: Tensor
+    controls: dict[int, dict[str, ConverterBank]] = field(default_factory=dict)
+
+    def make(self, fraction: float, seed: int) -> dict[str, Any]:
+        """Top-1 of the heads at a share of the labels, and what fusion gains over student only on each clip."""
+        c, labels = self.config, self.scored.labels()
+        if c.controls and seed not in self.controls:
+            self.controls[seed] = fit_controls(self.bank, self.train, self.held, seed)
+        how: dict[str, Any] = {"labels_fraction": fraction, "equal_updates": True}
+        how |= {"controls": self.controls.get(seed)}
+        phase, clips, folder = fit_heads(c, self.bank, self.train, self.held, c.out, seed, **how)
+        with torch.inference_mode():
+            logits = phase.best_set.eval()(self.scored.features(self.scored.student))
+        shutil.rmtree(folder)
+        hits = {name: top_k_hits(z, labels, 1) for name, z in logits.items()}
+        scores = {LABELS[name]: hit.mean().item() for name, hit in hits.items()}
+        gains = (hits["fusion"] - hits["student"]).int().tolist()
+        point = {"fraction": fraction, "seed": seed, "clips": clips["train"], "top1": scores, "gains": gains}
+        return point | {"chosen": phase.choice()}
 
 
 def curve(points: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -105,13 +109,13 @@ def run(config: CurveConfig) -> tuple[dict[str, Any], int]:
     settings = config.model_dump(mode="json", include=set(DEPENDS))
     depends = [train.fingerprint, scored.fingerprint, sha256_file(config.converters), settings]
     places = [(f, seed) for f in sorted(set(config.fractions)) for seed in range(config.seeds)]
-    points = []
+    points, maker = [], Points(config, bank, train, scored, held)
     with Progress(len(places), "labels curve", "run") as bar:
         for fraction, seed in places:
             file = config.out / "points" / f"{sha256_json([depends, fraction, seed])[:16]}.json"
             if not file.is_file():
                 file.parent.mkdir(exist_ok=True)
-                write_json(file, one_point(config, bank, train, scored, held, (fraction, seed)))
+                write_json(file, maker.make(fraction, seed))
             points.append(json.loads(file.read_text()))
             bar.step()
     result = {

@@ -1,7 +1,7 @@
 """python -m polyspace.train.train_fusion: a gated fusion head on cached features, beside its student-only control."""
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -96,13 +96,20 @@ def train(config: FusionConfig) -> int:
     _check_classes(config, store)
     held = held_out_rows(config, about, store, config.seed)
     place, share = config.save_dir, config.labels_fraction
+    controls = fit_controls(bank, store, held, config.seed) if config.controls else {}
     phase, clips, folder = fit_heads(
-        config, bank, store, held, place, config.seed, labels_fraction=share, controls=config.controls
+        config, bank, store, held, place, config.seed, labels_fraction=share, controls=controls
     )
     _save(config, phase, store, clips)
     write_text(config.save_dir / "metrics.jsonl", (folder / "metrics.jsonl").read_text())
     shutil.rmtree(folder)
     return code
+
+
+def fit_controls(bank: ConverterBank, store: FeatureStore, held: Tensor, seed: int) -> dict[str, ConverterBank]:
+    """The banks of `control_banks` for a store."""
+    teachers = {name: store.features(name) for name in bank.dims}
+    return control_banks(bank, store.features(store.student), teachers, held, seed)
 
 
 def fit_heads(
@@ -114,7 +121,7 @@ def fit_heads(
     seed: int,
     *,
     labels_fraction: float = 1.0,
-    controls: bool = False,
+    controls: Mapping[str, ConverterBank] | None = None,
     equal_updates: bool = False,
 ) -> tuple[FusionPhase, dict[str, int], Path]:
     """Train the fusion head and its student-only control (and the `controls`) on a share of the labels.
@@ -124,9 +131,7 @@ def fit_heads(
     """
     x, labels = store.features(store.student), store.labels()
     set_seed(seed)
-    banks = {"fusion": bank}
-    if controls:
-        banks |= control_banks(bank, x, {name: store.features(name) for name in bank.dims}, held, seed)
+    banks = {"fusion": bank, **(controls or {})}
     heads = HeadSet(HeadShape(x.shape[1], bank.dims, config.hidden, len(store.classes)), banks)
     heads.fit_inputs(x[~held])
     labelled = keep_fraction(labels.tolist(), ~held, labels_fraction, seed)
@@ -144,7 +149,7 @@ def fit_heads(
     engine = PlainEngine(phase, build_adamw(phase, config.lr, config.weight_decay), get_device(config.device))
     depends = {"features": store.fingerprint, "converters": sha256_file(config.converters), "hidden": config.hidden}
     depends |= {"holdout": config.holdout, "weight_decay": config.weight_decay, "labels": labels_fraction}
-    depends |= {"controls": controls}
+    depends |= {"controls": sorted(controls or {})}
     # named by all that the run depends on: the same line continues a killed run, another line starts its own
     folder = place / f"run-{sha256_json([asdict(settings), depends])[:12]}"
     fit(engine, len(data), data.batch, settings, folder, name="fusion", about=depends)

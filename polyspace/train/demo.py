@@ -18,7 +18,8 @@ from polyspace.data import build_dataset, featurize, synthetic
 from polyspace.data.video import probe, read_frames
 from polyspace.report.demo_report import write_demo_report
 from polyspace.train import eval_downstream, labels_curve, train_converter, train_fusion
-from polyspace.train.embedded.make import FRAMES, RENDERED, TASKS
+from polyspace.train.embedded.clips import FRAMES, RENDERED
+from polyspace.train.embedded.make import TASKS
 from polyspace.utils.errors import UserError
 from polyspace.utils.log import say
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from polyspace.config import Config, parse, run_command
 from polyspace.data.batch import VideoBatch
-from polyspace.train.embedded.clips import FRAMES, RENDERED, StateClips, draw_clips, make_batch
+from polyspace.train.embedded.clips import StateClips, draw_clips, make_batch
 from polyspace.train.embedded.latents import LatentPhase
 from polyspace.train.embedded.phases import ClassPhase, EmbeddedPhase, PixelPhase
 from polyspace.train.engine import PlainEngine
@@ -27,8 +27,6 @@ from polyspace.utils.checkpoint_io import write_json
 from polyspace.utils.errors import UserError, did_you_mean
 from polyspace.utils.log import say
 from polyspace.utils.misc import set_seed
-
-__all__ = ["FRAMES", "RENDERED", "TASKS"]
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """What the small backbones learn by, one phase an objective: classes of a clip, hidden pixels.
 
-Latent prediction stands in embedded_jepa.py. Every phase holds the real transformers model and says what is saved.
+Latent prediction stands in latents.py. Every phase holds the real transformers model and says what is saved.
 """
 
 from typing import Any

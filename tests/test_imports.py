@@ -65,3 +65,8 @@ def test_models_see_no_losses_and_losses_no_models():
     for room, other in (("models", "losses"), ("losses", "models")):
         for path in (PACKAGE / room).rglob("*.py"):
             assert other not in imports_of(path), path
+
+
+def test_planning_sees_only_utils():
+    for path in (PACKAGE / "planning").rglob("*.py"):
+        assert imports_of(path) <= {"planning", "utils"}, path

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from polyspace.utils.errors import UserError
 
-_HANDED_ON = {"nt_xent_loss": "polyspace.losses.contrastive"}
+_HANDED_ON = {"nt_xent_loss": "polyspace.losses.contrastive", "CEMPlanner": "polyspace.planning.cem"}
 
 
 def __getattr__(name: str) -> object:

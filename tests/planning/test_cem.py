@@ -43,7 +43,7 @@ def camel(x):
 # Rosenbrock's valley lies across the axes, and a Gaussian without correlations narrows before it is through.
 PUBLISHED = {
     "sphere": (sphere, 4, -5.12, 5.12, [(0, 0, 0, 0)], 0.0, 1e-5, 0.01),
-    "rosenbrock": (rosenbrock, 2, -2.048, 2.048, [(1, 1)], 0.0, 2e-2, 0.15),
+    "rosenbrock": (rosenbrock, 2, -2.048, 2.048, [(1, 1)], 0.0, 2e-2, 0.25),
     "rastrigin": (rastrigin, 2, -5.12, 5.12, [(0, 0)], 0.0, 1e-3, 0.01),
     "ackley": (ackley, 3, -32.768, 32.768, [(0, 0, 0)], 0.0, 1e-2, 0.01),
     "branin": (

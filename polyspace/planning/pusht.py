@@ -1,9 +1,11 @@
-"""Push-T: a disc pushes a T-shaped block over a table; the simulator of gym-pusht with a state that can be set exactly."""
+"""Push-T: a disc pushes a T-shaped block over a table: gym-pusht with a state that can be set exactly."""
 
+import math
 import os
+import sys
 
 import numpy as np
-from jaxtyping import Float, Float32, Float64, UInt8
+from jaxtyping import Float, Float64, UInt8
 
 from polyspace.utils.errors import UserError
 
@@ -12,6 +14,9 @@ State = Float64[np.ndarray, "10"]
 ARENA = 512.0  # side of the square table in world units
 AGENT_RADIUS = 15.0
 STATE_DIM = 10
+MASS_OFFSET = 45.0  # from the block's position to its centre of mass, along the T's stem
+BLOCK_REACH = 78.0  # from there to the farthest corner (76.5), and a margin
+WALL = 8.0  # the walls' inner faces lie 7 units inside the arena's edge
 AGENT, AGENT_VELOCITY, BLOCK, ANGLE, BLOCK_VELOCITY, SPIN = (
     slice(0, 2),
     slice(2, 4),
@@ -52,8 +57,8 @@ class PushT:
             raise UserError(f"Push-T needs gym-pusht: pip install 'polyspace[robot]' ({error})") from error
         self.size, self.max_step = size, max_step
         self._shrink = lambda image: cv2.resize(image, (size, size), interpolation=cv2.INTER_AREA)
-        self._surface = pygame.Surface((int(ARENA), int(ARENA)))
-        self._read_surface = pygame.surfarray.array3d
+        bytes_in_order = (0xFF, 0xFF00, 0xFF0000, 0) if sys.byteorder == "little" else (0xFF000000, 0xFF0000, 0xFF00, 0)
+        self._surface = pygame.Surface((int(ARENA), int(ARENA)), depth=32, masks=bytes_in_order)
         self._draw_options = pusht.DrawOptions(self._surface)
         world = pusht.PushTEnv()
         world.reset(seed=0)
@@ -113,22 +118,44 @@ class PushT:
         self._load(self._state)
         self._surface.fill((255, 255, 255))
         self._space.debug_draw(self._draw_options)
-        return self._shrink(np.ascontiguousarray(self._read_surface(self._surface).swapaxes(0, 1)))
+        sharp = np.frombuffer(self._surface.get_buffer().raw, np.uint8).reshape(int(ARENA), int(ARENA), 4)
+        return np.ascontiguousarray(self._shrink(sharp)[..., :3])
 
     def _advance(self, state: State, action: Float[np.ndarray, "2"]) -> State:
+        path = self._agent_path(state, action)
+        if self._block_rests(state, path):
+            after = state.copy()
+            after[:4] = path[-1]
+            return after
         self._load(state)
+        for _, _, vx, vy in path:
+            self._agent.velocity = vx, vy
+            self._space.step(self._dt)
+        return self._read()
+
+    def _agent_path(self, state: State, action: Float[np.ndarray, "2"]) -> list[tuple[float, float, float, float]]:
+        """Position and velocity after each substep, as PushTEnv.step has them: nothing pushes the agent back."""
         x, y, vx, vy = state[:4].tolist()
         dx, dy = (min(max(float(a), -1.0), 1.0) * self.max_step for a in action)
         goal_x, goal_y = min(max(x + dx, 0.0), ARENA), min(max(y + dy, 0.0), ARENA)
-        (stiff, damp), dt, agent, step = self._gains, self._dt, self._agent, self._space.step
-        for _ in range(self._substeps):  # as PushTEnv.step; nothing pushes the agent back, so its path is known
+        (stiff, damp), dt, path = self._gains, self._dt, []
+        for _ in range(self._substeps):
             vx += (stiff * (goal_x - x) - damp * vx) * dt
             vy += (stiff * (goal_y - y) - damp * vy) * dt
-            agent.velocity = vx, vy
-            step(dt)
             x += vx * dt
             y += vy * dt
-        return self._read()
+            path.append((x, y, vx, vy))
+        return path
+
+    def _block_rests(self, state: State, path: list[tuple[float, float, float, float]]) -> bool:
+        """The block lies still, and neither the agent on its path nor a wall can touch it: no need to ask physics."""
+        block_x, block_y, angle, *moves = state[4:].tolist()
+        x, y = block_x - MASS_OFFSET * math.sin(angle), block_y + MASS_OFFSET * math.cos(angle)
+        inside = min(x, y) > BLOCK_REACH + WALL and max(x, y) < ARENA - BLOCK_REACH - WALL
+        far = (BLOCK_REACH + AGENT_RADIUS) ** 2
+        start = (state[0] - x) ** 2 + (state[1] - y) ** 2
+        clear = start > far and all((px - x) ** 2 + (py - y) ** 2 > far for px, py, _, _ in path)
+        return inside and clear and moves == [0.0, 0.0, 0.0]
 
     def _load(self, state: State) -> None:
         """Put the bodies where `state` says, with nothing left of earlier contacts."""

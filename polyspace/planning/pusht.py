@@ -27,6 +27,12 @@ AGENT, AGENT_VELOCITY, BLOCK, ANGLE, BLOCK_VELOCITY, SPIN = (
 )
 
 
+def centre_of_mass(states: Float64[np.ndarray, "*n 10"]) -> Float64[np.ndarray, "*n 2"]:
+    """Where the block's centre of mass is, in world units."""
+    angle = states[..., ANGLE]
+    return states[..., BLOCK] + MASS_OFFSET * np.stack([-np.sin(angle), np.cos(angle)], -1)
+
+
 class PushT:
     """Push-T with displacements as actions.
 

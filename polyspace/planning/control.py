@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -12,6 +12,7 @@ from jaxtyping import Float64
 from polyspace.planning.cem import CEMPlanner, Cost
 
 
+@runtime_checkable
 class Env(Protocol):
     """What control needs of an environment; actions lie in [-1, 1]."""
 

@@ -54,6 +54,7 @@ class PushT:
 
     def __init__(self, size: int = 64, max_step: float = 60.0) -> None:
         os.environ.setdefault("SDL_VIDEODRIVER", "dummy")  # no window is ever opened
+        os.environ.setdefault("PYGAME_HIDE_SUPPORT_PROMPT", "1")
         try:
             import cv2
             import pygame
@@ -161,7 +162,7 @@ class PushT:
         far = (BLOCK_REACH + AGENT_RADIUS) ** 2
         start = (state[0] - x) ** 2 + (state[1] - y) ** 2
         clear = start > far and all((px - x) ** 2 + (py - y) ** 2 > far for px, py, _, _ in path)
-        return inside and clear and moves == [0.0, 0.0, 0.0]
+        return bool(inside and clear and moves == [0.0, 0.0, 0.0])
 
     def _load(self, state: State) -> None:
         """Put the bodies where `state` says, with nothing left of earlier contacts."""

@@ -9,6 +9,7 @@ from jaxtyping import Float64
 from polyspace.planning.pusht import AGENT, AGENT_RADIUS, ANGLE, ARENA, BLOCK_REACH, PushT, State, centre_of_mass
 
 States = Float64[np.ndarray, "K S 10"]
+Numbers = np.ndarray | np.floating  # one for each state, or just one
 SWING = 50.0  # world units that a radian of the block's angle counts in the oracle's cost: the block's own size
 TOUCH = 50.0  # an agent this near the block's centre of mass counts as there
 APPROACH = 0.2  # weight of the agent's way to where it can push, so that a plan starts before it touches the block
@@ -43,13 +44,13 @@ class Task:
         return (off + SWING * turned + APPROACH * way_to_push(states, goal)).sum(-1)
 
 
-def block_error(states: Float64[np.ndarray, "*n 10"], goal: State) -> tuple[np.ndarray, np.ndarray]:
+def block_error(states: Float64[np.ndarray, "*n 10"], goal: State) -> tuple[Numbers, Numbers]:
     """Distance of the centres of mass in world units, and the angle between the two poses in 0..π."""
     off = np.linalg.norm(centre_of_mass(states) - centre_of_mass(goal), axis=-1)
     return off, np.abs((states[..., ANGLE] - goal[ANGLE] + np.pi) % (2 * np.pi) - np.pi)
 
 
-def way_to_push(states: Float64[np.ndarray, "*n 10"], goal: State) -> np.ndarray:
+def way_to_push(states: Float64[np.ndarray, "*n 10"], goal: State) -> Numbers:
     """About how far the agent must go, around the block if need be, to where a push leads to the goal; world units."""
     centre = centre_of_mass(states)
     back, out = centre - centre_of_mass(goal), states[..., AGENT] - centre

@@ -12,6 +12,7 @@ States = Float64[np.ndarray, "K S 10"]
 Numbers = np.ndarray | np.floating  # one for each state, or just one
 SWING = 50.0  # world units that a radian of the block's angle counts in the oracle's cost: the block's own size
 TOUCH = 50.0  # an agent this near the block's centre of mass counts as there
+CLEAR = 100.0  # and at this distance it passes by without touching
 APPROACH = 0.2  # weight of the agent's way to where it can push, so that a plan starts before it touches the block
 
 
@@ -56,7 +57,9 @@ def way_to_push(states: Float64[np.ndarray, "*n 10"], goal: State) -> Numbers:
     back, out = centre - centre_of_mass(goal), states[..., AGENT] - centre
     far = np.linalg.norm(out, axis=-1)
     cosine = (back * out).sum(-1) / np.maximum(np.linalg.norm(back, axis=-1) * far, 1e-9)
-    return np.maximum(far - TOUCH, 0) + BLOCK_REACH * np.arccos(np.clip(cosine, -1, 1))
+    angle = np.arccos(np.clip(cosine, -1, 1))
+    ring = TOUCH + (CLEAR - TOUCH) * np.minimum(angle, 1)  # it goes around at arm's length and closes in behind
+    return np.abs(far - ring) + CLEAR * angle
 
 
 def draw_reach(env: PushT, generator: np.random.Generator) -> tuple[State, State]:

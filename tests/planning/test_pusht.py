@@ -168,9 +168,9 @@ def test_angles_are_compared_around_the_circle():
 def test_the_way_to_push_leads_around_the_block():
     goal = placed((0.0, 0.0), block=(356.0, 200.0))  # a hundred units to the right
     centre = centre_of_mass(placed((0.0, 0.0)))
-    behind, beside, before = (way_to_push(placed(centre + at), goal) for at in ((-50, 0), (0, 50), (50, 0)))
+    behind, beside, before = (way_to_push(placed(centre + at), goal) for at in ((-50, 0), (0, 100), (100, 0)))
     assert behind == pytest.approx(0, abs=1e-3)
-    assert before == pytest.approx(2 * beside) and beside == pytest.approx(78 * np.pi / 2)
+    assert before == pytest.approx(2 * beside) and beside == pytest.approx(100 * np.pi / 2)
 
 
 def test_without_the_simulator_the_error_names_the_extra(monkeypatch):

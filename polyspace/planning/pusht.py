@@ -52,7 +52,7 @@ class PushT:
     action_dim = 2
     state_dim = STATE_DIM
 
-    def __init__(self, size: int = 64, max_step: float = 60.0) -> None:
+    def __init__(self, size: int = 64, max_step: float = 80.0) -> None:
         os.environ.setdefault("SDL_VIDEODRIVER", "dummy")  # no window is ever opened
         os.environ.setdefault("PYGAME_HIDE_SUPPORT_PROMPT", "1")
         try:

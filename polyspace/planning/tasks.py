@@ -42,7 +42,8 @@ class Task:
         if not self.pushes:
             return np.linalg.norm(states[..., AGENT] - goal[AGENT], axis=-1).sum(-1)
         off, turned = block_error(states, goal)
-        return (off + SWING * turned + APPROACH * way_to_push(states, goal)).sum(-1)
+        approach = APPROACH * np.minimum(off / TOUCH, 1)  # which way to push says little once the block is there
+        return (off + SWING * turned + approach * way_to_push(states, goal)).sum(-1)
 
 
 def block_error(states: Float64[np.ndarray, "*n 10"], goal: State) -> tuple[Numbers, Numbers]:
@@ -119,7 +120,7 @@ TASKS = {
     task.name: task
     for task in (
         Task("reach", 15, 20.0, 0.0, draw_reach, pushes=False),
-        Task("push_near", 20, 20.0, 0.3, _push_near),
-        Task("push_far", 50, 20.0, 0.3, _push_far),
+        Task("push_near", 25, 25.0, 0.4, _push_near),
+        Task("push_far", 60, 30.0, 0.5, _push_far),
     )
 }

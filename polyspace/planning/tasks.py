@@ -116,6 +116,8 @@ def _push_far(env: PushT, generator: np.random.Generator) -> tuple[State, State]
     return draw_push(env, generator, least=80, most=140, beside=False)
 
 
+# Limits and tolerances are such that CEM on the true simulator (horizon 5, 64 samples, 5 iterations, std 1, a new plan
+# each step) wins nine episodes in ten, and actions drawn evenly at most three.
 TASKS = {
     task.name: task
     for task in (

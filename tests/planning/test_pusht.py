@@ -182,7 +182,7 @@ def test_without_the_simulator_the_error_names_the_extra(monkeypatch):
 def oracle_and_random(env, task, episodes, steps):
     """How many episodes the planner on the true simulator wins, and the random policy."""
     wins = np.zeros(2, int)
-    generator, planner = np.random.default_rng(11), CEMPlanner(5, 2)
+    generator, planner = np.random.default_rng(11), CEMPlanner(5, 2, std=1.0)
     for episode in range(episodes):
         start, goal = task.draw(env, generator)
 

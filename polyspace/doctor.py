@@ -17,6 +17,7 @@ OPTIONAL = {  # module -> (what it gives, command)
     "torchcodec": ("faster decoding", "pip install 'polyspace[torchcodec]'"),
     "deepspeed": ("ZeRO-2 training", "pip install 'polyspace[deepspeed]'"),
     "h5py": ("DROID files", "pip install 'polyspace[robot]'"),
+    "gym_pusht": ("Push-T, to plan in", "pip install 'polyspace[robot]'"),
 }
 _DISTRIBUTIONS = {"yaml": "pyyaml"}
 

@@ -72,7 +72,12 @@ def _trajectory(file: Path) -> tuple[torch.Tensor, Recorded | None]:
         raise UserError("raw DROID needs h5py: pip install 'polyspace[robot]'") from error
 
     def pair(group: Any, name: str) -> torch.Tensor:
-        parts = [table(group[key][:], f"{name}/{key}") for key in ("cartesian_position", "gripper_position")]
+        parts = []
+        for key in ("cartesian_position", "gripper_position"):
+            values = group[key] if isinstance(group, h5py.Group) else None
+            if not isinstance(values, h5py.Dataset) or values.ndim == 0:
+                raise Unfit(f"{file}: {name}/{key} is no array")
+            parts.append(table(values[:], f"{name}/{key}"))
         if len(parts[0]) != len(parts[1]):
             raise Unfit(f"{file}: {name} has {len(parts[0])} poses and {len(parts[1])} gripper positions")
         return torch.cat(parts, 1)
@@ -81,8 +86,8 @@ def _trajectory(file: Path) -> tuple[torch.Tensor, Recorded | None]:
         with h5py.File(file, "r") as h5:
             states = pair(h5["observation/robot_state"], "observation/robot_state")
             commands = h5.get("action")
-            if commands is None or not {"cartesian_position", "gripper_position"} <= set(commands):
+            if not isinstance(commands, h5py.Group) or "cartesian_position" not in commands:
                 return states, None
             return states, Recorded(pair(commands, "action"), MEANING)
-    except (OSError, KeyError, AttributeError, TypeError) as error:
+    except (OSError, KeyError) as error:
         raise Unfit(f"{file} can't be read ({error})") from error

@@ -6,7 +6,7 @@ episode is left out with its reason, never repaired by resampling: so are states
 fewer than 2, and an episode without a readable camera. Frames are counted by decoding them, not read from a header.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -93,8 +93,8 @@ class Draft:
     notes: tuple[str, ...] = ()
 
 
-def table(rows: Sequence[object], what: str) -> Float64[Tensor, "n d"]:
-    """A column of lists, or of numbers, as float64; Unfit where the rows differ in length or hold no numbers."""
+def table(rows: Any, what: str) -> Float64[Tensor, "n d"]:
+    """A column of lists, or of numbers, or an array, as float64; Unfit where the rows differ in length or hold no numbers."""
     try:
         values = torch.as_tensor(rows, dtype=torch.float64)
     except (ValueError, TypeError, RuntimeError) as error:

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from polyspace.data import droid_json, droid_raw, rlds
+from polyspace.data import droid_json, droid_raw, lerobot, rlds
 from polyspace.data.episode_records import (
     EpisodeDataset,
     EpisodeRecord,
@@ -21,6 +21,7 @@ from polyspace.utils.errors import UserError, did_you_mean
 EPISODES: dict[str, Callable[..., EpisodeDataset]] = {
     "annotation": droid_json.build,
     "droid": droid_raw.build,
+    "lerobot": lerobot.build,
     "rlds": rlds.build,
 }
 

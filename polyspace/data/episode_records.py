@@ -94,7 +94,7 @@ class Draft:
 
 
 def table(rows: Any, what: str) -> Float64[Tensor, "n d"]:
-    """A column of lists, or of numbers, or an array, as float64; Unfit where the rows differ in length or hold no numbers."""
+    """Rows of numbers, or an array, as float64; Unfit where they differ in length or hold something else."""
     try:
         values = torch.as_tensor(rows, dtype=torch.float64)
     except (ValueError, TypeError, RuntimeError) as error:

@@ -26,6 +26,12 @@ def scipy_turns(record) -> torch.Tensor:
     return torch.from_numpy((r[1:] * r[:-1].inv()).as_rotvec())
 
 
+def data_root(real_data, record):
+    """The folder of a real episode's videos."""
+    subset = "droid_subset" if record.id.startswith("train") else "droid_new_setup"
+    return real_data / "droid" / subset / "videos" / record.id
+
+
 # -- real episodes -----------------------------------------------------------------------------------------------------
 
 
@@ -174,9 +180,7 @@ def test_windows_lie_inside_and_short_videos_are_told_of(tmp_path):
     data = build_episodes(tmp_path)
     long, short = data.records
     assert windows(long, 4) == [0, 1, 2, 3, 4, 5] and windows(long, 4, 3) == [0, 3] and windows(long, 9) == [0]
-    with pytest.raises(
-        UserError, match="videos shorter than the horizon: episode train/b has 4 frames, a window needs 5"
-    ):
+    with pytest.raises(UserError, match="shorter than the horizon: episode train/b has 4 frames, a window needs 5"):
         windows(short, 5)
     kept = with_room_for(data, 5)
     assert [r.id for r in kept.records] == ["train/a"] and "shorter than the horizon" in kept.left_out["train/b"]
@@ -222,7 +226,7 @@ def test_raw_episodes_that_are_damaged_are_left_out(raw, tmp_path):
     (first / "trajectory.h5").write_bytes(b"no hdf5")
     with h5py.File(second / "trajectory.h5", "a") as file:
         del file["observation/robot_state/gripper_position"]
-    with pytest.raises(UserError, match="none of its 2 episodes can be used; .*trajectory.h5 can't be read"):
+    with pytest.raises(UserError, match=r"none of its 2 episodes can be used; .*trajectory.h5 can't be read"):
         build_episodes(root)
 
 
@@ -254,9 +258,9 @@ def test_faults_name_the_culprit(tmp_path):
     annotation(tmp_path, "a", walk(6))
     with pytest.raises(UserError, match="--layout lerobt is unknown; did you mean 'lerobot'"):
         build_episodes(tmp_path, "lerobt")
-    with pytest.raises(UserError, match="--camera wrist is unknown to .*; known: 0"):
+    with pytest.raises(UserError, match=r"--camera wrist is unknown to .*; known: 0"):
         build_episodes(tmp_path, camera="wrist")
-    with pytest.raises(UserError, match="--split trian: .*did you mean 'train'"):
+    with pytest.raises(UserError, match=r"--split trian: .*did you mean 'train'"):
         build_episodes(tmp_path, split="trian")
     with pytest.raises(UserError, match="fps has no meaning for --layout annotation"):
         build_episodes(tmp_path, fps=5.0)

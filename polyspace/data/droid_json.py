@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from polyspace.data.droid import COMMANDED_POSE
 from polyspace.data.episode_records import Draft, EpisodeDataset, Recorded, Unfit, collect, read_item, table
 from polyspace.data.frames import VideoFrames
 from polyspace.data.records import inside
@@ -19,9 +20,6 @@ from polyspace.data.video import VideoError, probe
 from polyspace.utils.errors import UserError, did_you_mean
 
 STRIDE = 3  # steps of the raw record from one state to the next
-MEANING = (
-    "the commanded pose [x, y, z (m), extrinsic-xyz Euler (rad), gripper] at the time of each state, not a difference"
-)
 
 
 def build(root: Path, split: str | None = None, camera: str | None = None) -> EpisodeDataset:
@@ -88,4 +86,4 @@ def _recorded(item: dict[str, Any], states: Tensor) -> Recorded | None:
     observed, commanded = pair("observation.state"), pair("action")
     if observed is None or commanded is None or observed.shape != states.shape or not observed.equal(states):
         return None
-    return Recorded(commanded, MEANING)
+    return Recorded(commanded, COMMANDED_POSE)

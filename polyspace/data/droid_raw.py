@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from polyspace.data.droid import COMMANDED_POSE
 from polyspace.data.episode_records import Draft, EpisodeDataset, Recorded, Unfit, collect, read_item, table
 from polyspace.data.frames import VideoFrames
 from polyspace.data.records import inside
@@ -19,9 +20,6 @@ from polyspace.utils.errors import UserError
 
 FPS = 15.0
 ROLES = ("left", "right", "wrist", "ext1", "ext2")
-MEANING = (
-    "the commanded pose [x, y, z (m), extrinsic-xyz Euler (rad), gripper] at the time of each state, not a difference"
-)
 
 
 def build(root: Path, split: str | None = None, camera: str | None = None) -> EpisodeDataset:
@@ -38,10 +36,10 @@ def _read(root: Path, file: Path) -> Draft:
     folder = file.parent
     states, recorded = _trajectory(folder / "trajectory.h5")
     place, scene = folder.relative_to(root), meta.get("scene_id")
-    session = folder.parent.name if scene is None else f"scene {scene}"
+    session = folder.resolve().parent.name if scene is None else f"scene {scene}"
     return Draft(
         id=place.as_posix(),
-        group=f"{meta.get('lab') or place.parts[0]}/{session}",
+        group=f"{meta.get('lab') or place.as_posix().split('/')[0]}/{session}",
         cameras={role: VideoFrames(path) for role, path in _videos(folder, meta).items()},
         states=states,
         fps=FPS,
@@ -88,6 +86,6 @@ def _trajectory(file: Path) -> tuple[torch.Tensor, Recorded | None]:
             commands = h5.get("action")
             if not isinstance(commands, h5py.Group) or "cartesian_position" not in commands:
                 return states, None
-            return states, Recorded(pair(commands, "action"), MEANING)
+            return states, Recorded(pair(commands, "action"), COMMANDED_POSE)
     except (OSError, KeyError) as error:
         raise Unfit(f"{file} can't be read ({error})") from error

@@ -230,6 +230,12 @@ def test_raw_episodes_that_are_damaged_are_left_out(raw, tmp_path):
         build_episodes(root)
 
 
+def test_a_root_may_be_a_single_episode(raw):
+    folder = sorted(p.parent for p in raw.rglob("metadata_*.json"))[0]
+    (record,) = build_episodes(folder).records
+    assert record.id == "." and record.group == "SYNTH/2022-01-01" and len(record.cameras) == 3
+
+
 def test_raw_droid_has_no_other_split_than_train(raw):
     with pytest.raises(UserError, match="raw DROID has no splits"):
         build_episodes(raw, split="test")

@@ -2,6 +2,7 @@
 
 import io
 import json
+import pickle
 import shutil
 import struct
 
@@ -73,6 +74,8 @@ def test_images_are_what_the_jpeg_says(real_data):
     expected = np.stack([np.asarray(image.open(io.BytesIO(j))) for j in (jpegs[9], jpegs[2], jpegs[9])])
     assert list(record.cameras) == ["image_1"]
     assert np.array_equal(record.cameras["image_1"].read([9, 2, 9]).numpy(), expected)
+    again = pickle.loads(pickle.dumps(record))  # as it goes to a worker process
+    assert np.array_equal(again.frames("image_1", 2, 1)[0].numpy(), expected[1])
     with pytest.raises(IndexError, match="beyond the last of 10 frames"):
         record.cameras["image_1"].read([10])
 

@@ -16,7 +16,8 @@ NEEDED = ("torch", "numpy", "av", "transformers", "huggingface_hub", "safetensor
 OPTIONAL = {  # module -> (what it gives, command)
     "torchcodec": ("faster decoding", "pip install 'polyspace[torchcodec]'"),
     "deepspeed": ("ZeRO-2 training", "pip install 'polyspace[deepspeed]'"),
-    "h5py": ("DROID files", "pip install 'polyspace[robot]'"),
+    "h5py": ("raw DROID files", "pip install 'polyspace[robot]'"),
+    "pyarrow": ("LeRobot files", "pip install 'polyspace[robot]'"),
     "gym_pusht": ("Push-T, to plan in", "pip install 'polyspace[robot]'"),
 }
 _DISTRIBUTIONS = {"yaml": "pyyaml"}

@@ -47,10 +47,20 @@ class ClipSource(Protocol):
 
 
 class MemoryClips:
-    """uint8 clips (N,T,H,W,3) in memory, normalised when asked for."""
+    """uint8 clips (N,T,H,W,3) in memory, normalised when asked for; with labels, captions and maps of saliency
+    (N,t,h,w) where there are any."""
 
-    def __init__(self, video: Tensor, label: Tensor | None = None) -> None:
-        self.video, self.label = video, label
+    def __init__(
+        self,
+        video: Tensor,
+        label: Tensor | None = None,
+        text: Sequence[str] | None = None,
+        maps: Tensor | None = None,
+        scale: tuple[float, float] = (0.45, 0.25),
+    ) -> None:
+        if text is not None and len(text) != len(video):
+            raise UserError(f"{len(text)} captions for {len(video)} clips")
+        self.video, self.label, self.text, self.maps, self.scale = video, label, text, maps, scale
         self.failed: dict[str, str] = {}
 
     def __len__(self) -> int:
@@ -59,11 +69,14 @@ class MemoryClips:
     def batch(self, visits: Tensor) -> VideoBatch:
         indices = visits % len(self)
         return VideoBatch(
-            video=normalise(self.video[indices]), label=None if self.label is None else self.label[indices]
+            video=normalise(self.video[indices], *self.scale),
+            label=None if self.label is None else self.label[indices],
+            text=None if self.text is None else [self.text[i] for i in indices.tolist()],
+            maps=None if self.maps is None else self.maps[indices],
         )
 
     def first(self, count: int) -> Tensor | None:
-        return normalise(self.video[:count])
+        return normalise(self.video[:count], *self.scale)
 
     def prefetch(self, visits: Tensor) -> None:
         """Nothing to do."""
@@ -115,18 +128,19 @@ class FileClips:
 
     def batch(self, visits: Tensor) -> VideoBatch | None:
         self.prefetch(visits)
-        clips, labels, rows = [], [], []
+        clips, labels, text, rows = [], [], [], []
         for row, visit in enumerate(visits.tolist()):
             record = self.records[visit % len(self)]
             clip = self._readable(record, partial(self._get, visit))
             if clip is not None:
                 clips.append(clip)
                 labels.append(-1 if record.label is None else record.label)
+                text.append(record.text or "")
                 rows.append(row)
         if not clips:
             return None
         video = normalize(torch.stack(clips), self.plan)
-        return VideoBatch(video=video, label=torch.tensor(labels), rows=tuple(rows))
+        return VideoBatch(video=video, label=torch.tensor(labels), text=text, rows=tuple(rows))
 
     def first(self, count: int) -> Tensor | None:
         found = []

@@ -4,6 +4,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+# what DROID's own action/{cartesian_position, gripper_position} hold
+COMMANDED_POSE = (
+    "the commanded pose [x, y, z (m), extrinsic-xyz Euler (rad), gripper] at the time of each state, not a difference"
+)
+
 
 def rotation_from_euler(angles: Float[Tensor, "*n 3"]) -> Float[Tensor, "*n 3 3"]:
     """Extrinsic xyz Euler angles (radians) -> R = Rz(c)·Ry(b)·Rx(a)."""

@@ -12,18 +12,22 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from polyspace.data.render import prime_at_least, turns_of_class
+from polyspace.data.render import SHAPES, prime_at_least, turns_of_class
 
 
 @dataclass(frozen=True)
 class MovingClips:
-    """video uint8 (N,T,S,S,3), label (N,), mask uint8 (N,T,S,S) (0 ground, 1 … objects; None
-    if not kept), objects (N,)."""
+    """video uint8 (N,T,S,S,3), label (N,), mask uint8 (N,T,S,S) (0 ground, 1 … objects; None if not kept),
+    objects (N,); of each object (N,O) its shape (a number into SHAPES), colour (N,O,3) in 0..1, and height in the
+    frame, −1 top to 1 bottom; a clip shows its first `objects`."""
 
     video: Tensor
     label: Tensor
     mask: Tensor | None
     objects: Tensor
+    shape: Tensor
+    colour: Tensor
+    height: Tensor
 
     def __len__(self) -> int:
         return len(self.label)
@@ -49,13 +53,15 @@ def moving_clips(
     for start in range(0, num, block):
         generator = torch.Generator().manual_seed(seed * 1_000_003 + start)
         parts.append(_draw(min(block, num - start), generator, frames, size, classes, objects, noise))
-    video, label, mask, count = (torch.cat(column) for column in zip(*parts, strict=True))
-    return MovingClips(video, label, mask if keep_mask else None, count)
+    video, label, mask, count, shape, colour, height = (torch.cat(column) for column in zip(*parts, strict=True))
+    return MovingClips(video, label, mask if keep_mask else None, count, shape, colour, height)
 
 
 def _draw(
     n: int, g: torch.Generator, frames: int, size: int, classes: int, objects: tuple[int, int], noise: float
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, ...]:
+    """The fields of MovingClips, in order."""
+
     def uniform(*shape: int) -> Tensor:
         return torch.rand(*shape, generator=g)
 
@@ -69,20 +75,24 @@ def _draw(
     ground = coarse * 0.25 + 0.35 * uniform(n, 3, 1, 1)
     video = ground[:, None].repeat(1, frames, 1, 1, 1)
     mask = torch.zeros(n, frames, size, size, dtype=torch.uint8)
+    shapes = torch.zeros(n, objects[1], dtype=torch.long)
+    colours, heights = torch.zeros(n, objects[1], 3), torch.zeros(n, objects[1])
     for number in range(objects[1]):
         x = (2 * uniform(n, 1) + 2 * step) % 2 - 1
         y = (uniform(n, 1) - 0.5) * 1.5
         radius = (0.24 + 0.1 * uniform(n, 1))[..., None, None]
         across = ((axis - x[..., None, None] + 1) % 2 - 1) / radius  # (n,T,1,S), wraps
         down = (axis[:, None] - y[..., None, None]) / radius  # (n,1,S,1)
-        inside = _inside(across, down, torch.randint(0, 4, (n,), generator=g))
+        shape = torch.randint(0, len(SHAPES), (n,), generator=g)
+        inside = _inside(across, down, shape)
         alpha = (inside * radius * (size / 2) + 0.5).clamp(0, 1) * (count > number)[:, None, None, None]
-        colour = (uniform(n, 3) * 0.7 + 0.3)[:, None, :, None, None]
-        video = video * (1 - alpha[:, :, None]) + colour * alpha[:, :, None]
+        colour = uniform(n, 3) * 0.7 + 0.3
+        video = video * (1 - alpha[:, :, None]) + colour[:, None, :, None, None] * alpha[:, :, None]
+        shapes[:, number], colours[:, number], heights[:, number] = shape, colour, y[:, 0]
         mask = torch.where(alpha > 0.5, number + 1, mask)
     video = video + noise * torch.randn(video.shape, generator=g)
     pixels = (video.clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 1, 3, 4, 2).contiguous()
-    return pixels, label, mask, count
+    return pixels, label, mask, count, shapes, colours, heights
 
 
 def _inside(x: Tensor, y: Tensor, shape: Tensor) -> Tensor:

@@ -68,18 +68,24 @@ def encoder_values(config: EncoderConfig) -> dict[str, Any]:
     return defaults | preset | given
 
 
-def save_encoder(folder: Path, encoder: nn.Module, config: EncoderConfig, data: dict[str, Any]) -> None:
-    """Weights and how to build them: encoder.safetensors and encoder.json."""
+def save_encoder(
+    folder: Path, encoder: nn.Module, config: EncoderConfig, data: dict[str, Any], input: dict[str, Any]
+) -> None:
+    """Weights, how to build them, and what goes in (`input`: frames, size, mean, std): encoder.safetensors and
+    encoder.json."""
     save_tensors(folder / "encoder.safetensors", encoder.state_dict())
     values = {"arch": config.arch, "preset": config.preset} | encoder_values(config)
-    about = {"version": 1, "encoder": values, "data": data}
+    about = {"version": 1, "encoder": values, "data": data, "input": input}
     write_json(folder / "encoder.json", about | {"sha256": sha256_file(folder / "encoder.safetensors")})
 
 
 def load_encoder(folder: Path) -> HNetViT | TubeletViT:
     """The encoder that `save_encoder` wrote, in eval mode."""
     about = read_json(folder / "encoder.json", "encoder")
-    if sha256_file(folder / "encoder.safetensors") != about["sha256"]:
+    file = folder / "encoder.safetensors"
+    if not file.is_file():
+        raise UserError(f"encoder {file} does not exist")
+    if sha256_file(file) != about["sha256"]:
         raise UserError(f"{folder / 'encoder.safetensors'} is damaged: its sha256 is not the recorded one")
     encoder = build_encoder(validate(EncoderConfig, about["encoder"], str(folder / "encoder.json")))
     load_strict(encoder, load_tensors(folder / "encoder.safetensors", "encoder"), folder)

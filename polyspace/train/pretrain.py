@@ -6,26 +6,21 @@ from typing import Any
 
 import torch
 
-from polyspace.data import build_dataset
-from polyspace.data.clip_source import ClipSource, FileClips, MemoryClips
-from polyspace.data.moving import moving_clips
-from polyspace.data.sampling import Sampling
-from polyspace.models.hnet.encoder import grid_of
 from polyspace.models.vjepa.predictor import Predictor
 from polyspace.models.vjepa.vit import HNetViT, TubeletViT
 from polyspace.report.chunk_figures import Look, write_pictures
+from polyspace.train.clips import build_source, check_clips, input_of
 from polyspace.train.encoders import build_encoder, encoder_values, save_encoder
 from polyspace.train.engine import PlainEngine
 from polyspace.train.loop import FitSettings, fit
 from polyspace.train.optim import build_adamw
 from polyspace.train.vjepa.jepa import JepaPhase, JepaSettings, Weights
 from polyspace.train.vjepa.masking import MaskPlan
-from polyspace.train.vjepa.pretrain_config import DataConfig, PretrainConfig
-from polyspace.utils.checkpoint_io import sha256_file, sha256_json
+from polyspace.train.vjepa.pretrain_config import PretrainConfig
+from polyspace.utils.checkpoint_io import sha256_file
 from polyspace.utils.errors import UserError
 from polyspace.utils.flops import num_params
 from polyspace.utils.log import say
-from polyspace.utils.plan import Plan
 
 
 def build_phase(encoder: HNetViT | TubeletViT, config: PretrainConfig, seed: int) -> JepaPhase:
@@ -89,47 +84,6 @@ def fit_settings(config: PretrainConfig, seed: int) -> FitSettings:
     )
 
 
-def check_clips(config: DataConfig, encoder: HNetViT | TubeletViT, future_share: float) -> None:
-    """UserError where the encoder can't cut such clips into cells, or masks could hide nothing of them."""
-    try:
-        steps, rows, columns = grid_of(
-            torch.empty(1, config.frames, config.size, config.size, 3, device="meta"), encoder.unit, encoder.unit_frames
-        )
-    except ValueError as error:
-        raise UserError(f"data: {error}") from error
-    if steps < 2 and future_share > 0:
-        raise UserError(f"data.frames {config.frames}: one step of cells has no future to hide")
-    if rows * columns < 2 and future_share < 1:
-        raise UserError(f"data.size {config.size}: one column of cells leaves nothing to see when it is hidden")
-
-
-def build_source(config: DataConfig, seed: int, folder: Path) -> tuple[ClipSource, dict[str, Any]]:
-    """Clips and what the manifest says about them; what can't be read is noted in `folder`."""
-    if config.dataset == "generated":
-        try:
-            clips = moving_clips(config.clips, seed, frames=config.frames, size=config.size)
-        except ValueError as error:
-            raise UserError(f"data.frames {config.frames}: {error}") from error
-        return MemoryClips(clips.video, clips.label), {"dataset": "generated", "clips": len(clips)}
-    if config.root is None:
-        raise UserError(f"data.root is required for data.dataset {config.dataset}")
-    found = build_dataset(config.dataset, config.root, config.split)
-    plan = Plan(
-        frames=config.frames,
-        resize=config.size,
-        crop=(config.size, config.size),
-        mean=(0.485, 0.456, 0.406),
-        std=(0.229, 0.224, 0.225),
-        source="pretrain",
-    )
-    sampling, notes = Sampling.parse(config.sampling), folder / "failed.json"
-    drawn = seed if config.augment else None
-    source = FileClips(found.records, plan, sampling, config.workers, config.max_failed, notes, drawn)
-    about: dict[str, Any] = {"dataset": config.dataset, "split": config.split, "clips": len(found.records)}
-    ids = sha256_json([record.id for record in found.records])
-    return source, about | {"missing": len(found.missing), "clip_ids_sha256": ids}
-
-
 def looks_at(encoder: HNetViT | TubeletViT, clips: torch.Tensor) -> list[Look]:
     """For pictures of normalised clips (n,T,H,W,3): their chunks, and where a gate chooses these, the regions."""
     out = []
@@ -170,7 +124,7 @@ def run_pretrain(config: Any, folder: Path, device: torch.device) -> dict[str, A
         shown = source.first(4)
     finally:
         source.close()
-    save_encoder(folder, phase.target.model, config.encoder, about)
+    save_encoder(folder, phase.target.model, config.encoder, about, input_of(config.data))
     log = folder / "metrics.jsonl"
     history = [json.loads(line) for line in log.read_text().splitlines()] if log.is_file() else []
     looks = [] if shown is None else looks_at(phase.target.model, shown.to(device))

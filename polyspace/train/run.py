@@ -9,8 +9,12 @@ from typing import Any
 from pydantic import Field
 
 from polyspace.config import Config, parse, validate
-from polyspace.train import PHASES
+from polyspace.train import CHECKS, PHASES
+from polyspace.train.action_posttrain import ActionConfig
+from polyspace.train.downstream.common import encoder_folder
 from polyspace.train.encoders import EncoderConfig
+from polyspace.train.language_align import LanguageConfig
+from polyspace.train.probe_train import ProbeConfig
 from polyspace.train.vjepa.pretrain_config import DataConfig, PretrainConfig
 from polyspace.utils.checkpoint_io import read_json, sha256_file, sha256_json, try_writing, write_json
 from polyspace.utils.distrib import world_size
@@ -25,10 +29,14 @@ class RunConfig(Config):
     sequence: str = Field("pretrain", description="phases to run, in order, separated by commas")
     seed: int = Field(0, ge=0, description="of everything that is drawn")
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
+    init_from: Path | None = Field(None, description="folder of an encoder, or of a run with one, to start from")
     local_rank: int | None = Field(None, description="added by some launchers; the environment decides")
     data: DataConfig = Field(default_factory=partial(validate, DataConfig, {}))
     encoder: EncoderConfig = Field(default_factory=partial(validate, EncoderConfig, {}))
     pretrain: PretrainConfig = Field(default_factory=partial(validate, PretrainConfig, {}))
+    language: LanguageConfig = Field(default_factory=partial(validate, LanguageConfig, {}))
+    probe: ProbeConfig = Field(default_factory=partial(validate, ProbeConfig, {}))
+    action: ActionConfig = Field(default_factory=partial(validate, ActionConfig, {}))
 
 
 def phases_of(sequence: str) -> list[str]:
@@ -46,9 +54,23 @@ def phases_of(sequence: str) -> list[str]:
 
 
 def config_hash(config: RunConfig, phase: str) -> str:
-    """Of everything that the phase's result depends on."""
+    """Of everything that the phase's result depends on, the encoder that it starts from included."""
     values = config.model_dump(mode="json")
-    return sha256_json({key: values[key] for key in ("seed", "data", "encoder", phase)})
+    parts = {key: values[key] for key in ("seed", "data", "encoder", phase)}
+    if phase != "pretrain":
+        folder = encoder_folder(getattr(config, phase).init_from or config.init_from, config.work_dir, phase)
+        parts["from"] = read_json(folder / "encoder.json", "encoder")["sha256"]
+    return sha256_json(parts)
+
+
+def check(config: RunConfig, names: Sequence[str]) -> None:
+    """UserError for what would stop a later phase, before any work."""
+    for name in names:
+        if name in CHECKS:
+            CHECKS[name](config)
+        own = name != "pretrain" and (getattr(config, name).init_from or config.init_from)
+        if own or (name != "pretrain" and "pretrain" not in names[: names.index(name)]):
+            encoder_folder(own or None, config.work_dir, name)
 
 
 def run(config: RunConfig) -> dict[str, Any]:
@@ -57,6 +79,7 @@ def run(config: RunConfig) -> dict[str, Any]:
     if world_size() > 1:
         raise UserError("main.py runs on one process; several ranks would each run the whole job in the same folder")
     device = get_device(config.device)
+    check(config, names)
     try_writing(config.work_dir)
     about = config.work_dir / "run.json"
     if not about.is_file():  # a killed first run leaves it too
@@ -94,7 +117,7 @@ def main(argv: Sequence[str]) -> int:
         argv,
         prog="main.py",
         about="Train H-Net V-JEPA phase by phase; without data, on generated clips with a small model.",
-        example="python main.py --work_dir outputs --sequence pretrain",
+        example="python main.py --work_dir outputs --sequence pretrain,language,probe,action",
     )
     manifest = run(config)
     for name in phases_of(config.sequence):

@@ -15,6 +15,23 @@ def top_k_hits(logits: Float[Tensor, "n K"], labels: Int64[Tensor, " n"], k: int
     return (better < k).double()
 
 
+def recall_at(similarity: Float[Tensor, "n n"], ranks: Sequence[int]) -> dict[int, float]:
+    """Share of rows whose own column (i, i) is among the k most similar, for each k. Ties count against it."""
+    own = torch.arange(len(similarity), device=similarity.device)
+    return {k: top_k_hits(similarity, own, k).mean().item() for k in ranks}
+
+
+def average_precision(score: Float[Tensor, "n K"], label: Float[Tensor, "n K"]) -> float:
+    """Mean over classes that occur of the area under precision over recall (the mean precision at each positive)."""
+    out = []
+    for s, y in zip(score.T, label.T, strict=True):
+        if bool(y.any()):
+            hits = y[s.argsort(descending=True, stable=True)].double()
+            at = hits.cumsum(0) / torch.arange(1, len(hits) + 1, device=hits.device)
+            out.append((at * hits).sum() / hits.sum())
+    return torch.stack(out).mean().item() if out else float("nan")
+
+
 def mean_class_accuracy(hits: Float[Tensor, " n"], labels: Int64[Tensor, " n"]) -> float:
     """Mean over the classes that occur of their share of hits."""
     return sum(hits[labels == c].mean().item() for c in labels.unique()) / len(labels.unique())

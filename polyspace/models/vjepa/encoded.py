@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
@@ -32,6 +33,14 @@ class Encoded:
     def pooled(self) -> Float[Tensor, "B D"]:
         """Mean of the clip's tokens."""
         return masked_mean(self.tokens, self.valid)
+
+    def pool_map(self, maps: Float[Tensor, "B t h w"]) -> Float[Tensor, "B M"]:
+        """A value of each base cell -> of each token: the mean over its cells, by the assignment; 0 where padded."""
+        own = maps.flatten(1).gather(1, self.cells.index) * self.cells.valid
+        if self.chunks is None:
+            return own
+        a = self.chunks.assignment.to(own.dtype)
+        return torch.where(self.valid, (own[:, None] @ a).squeeze(1) / a.sum(1).clamp_min(1e-6), 0)
 
     def on_cells(self) -> Float[Tensor, "B V D"]:
         """Latents of the visible cells: the tokens handed back to the cells they stand for."""

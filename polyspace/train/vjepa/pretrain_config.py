@@ -15,6 +15,7 @@ class DataConfig(Config):
     dataset: str = Field("generated", description="generated, or a data set's name (hmdb51, ssv2, videofolder, …)")
     root: Path | None = Field(None, description="the data set's folder")
     split: str = Field("train", description="which part to train on")
+    list: Path | None = Field(None, description="videofolder: a CSV of path, label, text, split")
     frames: int = Field(12, ge=2, description="frames a clip")
     size: int = Field(48, ge=8, description="pixels a side, after resize of the short side and centre crop")
     sampling: str = Field("segments", description="which frames of a file: segments, stride:N, fps:N, index:…")

@@ -1,0 +1,201 @@
+"""Settings and steps that language, probe and action have in common."""
+
+import json
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor
+
+from polyspace.config import Config, validate
+from polyspace.data.batch import VideoBatch
+from polyspace.models.vjepa.vit import HNetViT, TubeletViT
+from polyspace.report.figures import curves_figure
+from polyspace.train.encoders import EncoderConfig, load_encoder, save_encoder
+from polyspace.train.engine import PlainEngine
+from polyspace.train.loop import FitSettings, fit
+from polyspace.train.optim import build_adamw
+from polyspace.train.phase import Phase
+from polyspace.utils.checkpoint_io import read_json, sha256_file, write_json
+from polyspace.utils.errors import UserError
+from polyspace.utils.log import say
+
+Unfreeze = Literal["none", "routing", "all"]
+
+
+class PhaseConfig(Config):
+    """How a phase trains; each phase has defaults of its own."""
+
+    init_from: Path | None = Field(None, description="folder of an encoder, or of a run with one; none: this run's own")
+    steps: int = Field(1000, ge=1, description="updates")
+    batch: int = Field(32, ge=1, description="clips an update")
+    accumulate: int = Field(1, ge=1, description="micro-batches an update")
+    lr: float = Field(1e-3, gt=0, description="highest learning rate of AdamW")
+    weight_decay: float = Field(0.04, ge=0, description="of matrices")
+    warmup: float = Field(0.05, ge=0, le=1, description="share of the steps over which the rate rises")
+    clip_norm: float = Field(1.0, gt=0, description="highest norm of the gradient")
+    cache_gib: float = Field(4.0, ge=0, description="a frozen encoder's answers are kept in memory up to so much")
+    save_every: int = Field(200, ge=1)
+    log_every: int = Field(10, ge=1)
+    eval_every: int = Field(
+        200, ge=0, description="updates between evaluations on the held-out part; 0 at the end only"
+    )
+    max_bad_steps: int = Field(5, ge=1, description="non-finite steps in a row that stop the run")
+
+    @model_validator(mode="after")
+    def _divides(self) -> "PhaseConfig":
+        if self.batch % self.accumulate:
+            raise ValueError(f"a batch of {self.batch} does not divide into {self.accumulate} micro-batches")
+        return self
+
+
+@dataclass(frozen=True)
+class Start:
+    """The encoder that a phase begins with, in eval mode, where it came from, and what goes into it."""
+
+    encoder: HNetViT | TubeletViT
+    folder: Path
+    sha256: str
+    scale: dict[str, Any]
+    values: dict[str, Any]
+
+
+def encoder_folder(init_from: Path | None, work_dir: Path, phase: str) -> Path:
+    """Where the phase's encoder lies; a UserError says what to do where there is none."""
+    tried = [work_dir] if init_from is None else [init_from]
+    for base in tried:
+        for folder in (base, base / "pretrain"):
+            if (folder / "encoder.json").is_file():
+                return folder
+    if init_from is None:
+        raise UserError(
+            f"{phase} needs an encoder, and {work_dir / 'pretrain'} has none: run the pretrain phase first, or give "
+            f"--init_from a folder with encoder.json"
+        )
+    raise UserError(f"{phase}: --init_from {init_from} holds no encoder (no encoder.json there or in its pretrain/)")
+
+
+def load_start(config: Any, phase: str) -> Start:
+    """Load the encoder that a run's phase begins with; UserError where the configuration asks for another shape."""
+    folder = encoder_folder(getattr(config, phase).init_from or config.init_from, config.work_dir, phase)
+    about = read_json(folder / "encoder.json", "encoder")
+    for key, wanted in config.encoder.model_dump(exclude_unset=True).items():
+        has = about["encoder"].get(key)
+        if wanted is not None and (list(wanted) if isinstance(wanted, tuple) else wanted) != has:
+            raise UserError(f"{phase}: encoder.{key} is {wanted} in the configuration, and {has} in {folder}")
+    scale = about.get("input")
+    if scale is None:
+        raise UserError(f"{phase}: {folder / 'encoder.json'} does not say how pixels are normalised; pretrain again")
+    return Start(load_encoder(folder), folder, about["sha256"], scale, about["encoder"])
+
+
+def fit_phase(
+    name: str,
+    phase: Phase,
+    source: Any,
+    config: PhaseConfig,
+    seed: int,
+    folder: Path,
+    device: torch.device,
+    depends: dict[str, Any],
+    prefetch: Callable[[Tensor], None] | None = None,
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Train from where it stopped; the held-out metrics before the first update, and the last ones.
+
+    `source` has len() and batch(visits)."""
+    c = config
+    engine = PlainEngine(phase, build_adamw(phase, c.lr, c.weight_decay), device, c.clip_norm)
+    before = folder / "first.json"
+    if not before.is_file():
+        phase.eval()
+        with torch.no_grad():
+            write_json(before, {"step": 0, **phase.evaluate(0)})
+    settings = FitSettings(
+        steps=c.steps,
+        batch=c.batch,
+        lr=c.lr,
+        warmup_ratio=c.warmup,
+        accumulate=c.accumulate,
+        save_every=c.save_every,
+        log_every=c.log_every,
+        eval_every=c.eval_every or c.steps,
+        seed=seed,
+        max_bad_steps=c.max_bad_steps,
+    )
+
+    def load(visits: Tensor) -> VideoBatch | None:
+        return source.batch(visits)
+
+    last = fit(
+        engine,
+        len(source),
+        load,
+        settings,
+        folder,
+        name=name,
+        about=depends,
+        prefetch=prefetch,
+        visits=prefetch is not None,
+    )
+    phase.eval()
+    return read_json(before, "metrics"), last
+
+
+def curves(folder: Path, series: dict[str, str], y_label: str) -> list[str]:
+    """One picture of held-out metrics over updates, before the first included; its path, if there is anything."""
+    rows = [read_json(folder / "first.json", "metrics")]
+    log = folder / "metrics.jsonl"
+    if log.is_file():
+        rows += [row for row in map(json.loads, log.read_text().splitlines()) if row.get("eval")]
+    lines = {
+        title: ([r["step"] for r in rows if key in r], [r[key] for r in rows if key in r])
+        for key, title in series.items()
+        if any(key in r for r in rows)
+    }
+    if not lines:
+        return []
+    return [str(curves_figure(lines, folder / "held_out.png", x_label="update", y_label=y_label))]
+
+
+def entry(
+    folder: Path, start: Start, files: list[Path], about: dict[str, Any], first: dict[str, Any], last: dict[str, Any]
+) -> dict[str, Any]:
+    """What the pipeline manifest says about a phase."""
+    return {
+        "checkpoint": str(folder / (folder / "latest").read_text().strip()),
+        "sha256": {str(file): sha256_file(file) for file in files},
+        "encoder": {"folder": str(start.folder), "sha256": start.sha256},
+        "data": about,
+        "first": first,
+        "last": last,
+    }
+
+
+def save_learned(folder: Path, start: Start, encoder: HNetViT | TubeletViT | None, unfreeze: Unfreeze) -> list[Path]:
+    """The encoder beside the phase's own files, where part of it has learned; the files."""
+    if unfreeze == "none" or encoder is None:
+        return []
+    shape = validate(EncoderConfig, start.values, str(start.folder / "encoder.json"))
+    save_encoder(folder, encoder, shape, {"init_from": str(start.folder), "learned": unfreeze}, start.scale)
+    return [folder / "encoder.safetensors"]
+
+
+def link(folder: Path, start: Start) -> dict[str, str]:
+    """How a phase's files name their encoder: by the way from their folder, so that a run can be moved as a whole."""
+    return {"encoder": os.path.relpath(start.folder, folder), "encoder_sha256": start.sha256}
+
+
+def linked_encoder(folder: Path, about: dict[str, Any]) -> Path:
+    """The folder of the encoder that `link` named; UserError where another one lies there now."""
+    place = folder / about["encoder"]
+    if read_json(place / "encoder.json", "encoder")["sha256"] != about["encoder_sha256"]:
+        raise UserError(f"{folder} was trained on another encoder than the one in {place}")
+    return place
+
+
+def note(name: str, start: Start, about: dict[str, Any]) -> None:
+    say(f"{name}: {about['clips']} clips ({about['dataset']}), {about['held_out']} held out, encoder of {start.folder}")

@@ -50,7 +50,7 @@ def attend(
     k: Float[Tensor, "B M D"],
     v: Float[Tensor, "B M D"],
     heads: int,
-    mask: Float[Tensor, "B 1 *N M"] | None = None,
+    mask: Float[Tensor, "#B 1 *N M"] | None = None,
 ) -> Float[Tensor, "B N D"]:
     """Multi-head softmax(q·kᵀ/√E + mask)·v, by SDPA."""
     q, k, v = split_heads(q, heads), split_heads(k, heads), split_heads(v, heads)

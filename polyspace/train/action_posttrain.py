@@ -48,11 +48,12 @@ class ActionConfig(PhaseConfig):
     episodes: EpisodeConfig = Field(default_factory=lambda: validate(EpisodeConfig, {}))
     size: int | None = Field(None, ge=8, description="pixels a side of the frames; none: the encoder's own")
     action_dim: int = Field(7, ge=1, description="numbers an action has")
-    history: int = Field(2, ge=1, description="frames that are looked back at, the present one included")
+    history: int = Field(1, ge=1, description="frames that are looked back at, the present one included")
     rollout: int = Field(2, ge=1, description="steps of the rollout that is trained, on the model's own predictions")
     rollout_weight: float = Field(1.0, ge=0, description="of the rollout's energy beside the teacher-forced one")
     horizon: int = Field(5, ge=1, description="steps over which held-out rollouts are judged")
     layers: int | None = Field(None, ge=1, description="latents are the mean of so many last layers; none: all")
+    change_weight: float = Field(0.5, ge=0, le=1, description="how far a cell weighs as it changes, instead of alike")
     energy: Kind = Field("l1", description="how far predictions are from latents")
     width: int = Field(64, ge=8, description="dims of the predictor's tokens")
     depth: int = Field(2, ge=1, description="blocks of the predictor")
@@ -82,13 +83,14 @@ class ActionPhase(Phase):
         if a.shape[-1] != c.action_dim:
             raise UserError(f"actions have {a.shape[-1]} dims, action.action_dim is {c.action_dim}")
         h = c.history
+        weight = change_weight(z, c.change_weight)
         forced = self.predictor(z[:, :h], a[:, :h], self.places)
-        loss = energy_loss(forced, z[:, 1 : h + 1], kind=c.energy)
+        loss = energy_loss(forced, z[:, 1 : h + 1], weight[:, :h], c.energy)
         metrics = {"teacher_forced": loss.detach()}
         if c.rollout > 1:
             known = torch.cat([z[:, :h], forced[:, -1:]], 1)[:, -h:]
             out = self.predictor.rollout(known, a[:, 1:h], a[:, h : h + c.rollout - 1], self.places, h)
-            rolled = energy_loss(out, z[:, h + 1 : h + c.rollout], kind=c.energy)
+            rolled = energy_loss(out, z[:, h + 1 : h + c.rollout], weight[:, h:], c.energy)
             loss = loss + c.rollout_weight * rolled
             metrics["rollout"] = rolled.detach()
         return StepOutput(loss, metrics)
@@ -96,6 +98,13 @@ class ActionPhase(Phase):
     def evaluate(self, step: int) -> dict[str, Any]:
         assert self.held is not None
         return open_loop(self.predictor, self.held, self.places, self.config)
+
+
+def change_weight(latents: Tensor, share: float) -> Tensor:
+    """Weights of the cells of frames 1 … (B,T−1,N), mean 1: `share` of it as a cell changes from the frame before, so
+    that a small thing which moves is not lost among what stands still."""
+    change = (latents[:, 1:] - latents[:, :-1]).abs().mean(-1)
+    return 1 - share + share * change / change.mean().clamp_min(1e-9)
 
 
 @torch.no_grad()

@@ -68,3 +68,20 @@ def test_info_nce_compares_across_sides_only_and_both_ways():
 def test_info_nce_refuses_different_shapes():
     with pytest.raises(ValueError, match="one shape"):
         info_nce_loss.__wrapped__(torch.randn(3, 4), torch.randn(2, 4))
+
+
+def test_clips_with_one_caption_are_no_negatives_of_each_other():
+    a, b, same = torch.randn(4, 6), torch.randn(4, 6), torch.tensor([7, 1, 7, 2])
+    z, number, total = F.normalize(torch.cat([a, b]), dim=1), [7, 1, 7, 2] * 2, 0.0
+    for i in range(8):
+        j = (i + 4) % 8
+        others = [k for k in range(8) if k == j or number[k] != number[i]]
+        total += (torch.logsumexp(z[i] @ z[others].T / 0.2, 0) - z[i] @ z[j] / 0.2).item()
+    assert nt_xent_loss(a, b, 0.2, same).item() == pytest.approx(total / 8, abs=1e-5)
+    assert nt_xent_loss(a, b, 0.2, torch.arange(4)) == nt_xent_loss(a, b, 0.2)
+
+
+def test_the_temperature_may_be_learned():
+    t = torch.tensor(0.1, requires_grad=True)
+    nt_xent_loss(torch.randn(3, 4), torch.randn(3, 4), t).backward()
+    assert t.grad is not None and t.grad != 0

@@ -14,6 +14,7 @@ VERBS = {
     "train-fusion": ("polyspace.train.train_fusion", "train the fusion head and its student-only control"),
     "eval": ("polyspace.train.eval_downstream", "accuracy, translation quality and cost on a split"),
     "train": ("polyspace.train.run", "train H-Net V-JEPA phase by phase (main.py)"),
+    "fit": ("polyspace.train.fit_videos", "your own videos through the phases that make sense, with a report"),
     "labels-curve": ("polyspace.train.labels_curve", "fusion and student only on shares of the labels, over seeds"),
     "demo": ("polyspace.train.demo", "the whole job on generated clips, with a report"),
     "make-backbones": ("polyspace.train.embedded.make", "train the demo's four small backbones from nothing"),

@@ -9,6 +9,7 @@ from typing import Any
 from pydantic import Field
 
 from polyspace.config import Config, parse, validate
+from polyspace.report.pipeline_report import write_pipeline_report
 from polyspace.train import CHECKS, PHASES
 from polyspace.train.action_posttrain import ActionConfig
 from polyspace.train.downstream.common import encoder_folder
@@ -120,7 +121,5 @@ def main(argv: Sequence[str]) -> int:
         example="python main.py --work_dir outputs --sequence pretrain,language,probe,action",
     )
     manifest = run(config)
-    for name in phases_of(config.sequence):
-        for file in manifest["phases"][name].get("pictures", []):
-            say(f"-> {file}")
+    say(f"-> {write_pipeline_report(config.work_dir, manifest, 'PolySpace run', [])}")
     return 0

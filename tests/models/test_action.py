@@ -2,9 +2,9 @@
 
 import pytest
 import torch
+from small_hnet import encoder
 
 from polyspace.models.action import ActionPredictor, CrossAttentionFuser, WorldModel
-from small_hnet import encoder
 
 N, T = 6, 4
 PLACES = torch.cartesian_prod(torch.arange(1.0), torch.arange(2.0), torch.arange(3.0))

@@ -54,6 +54,15 @@ def bootstrap_interval(
     return low.item(), high.item()
 
 
+def wilson_interval(wins: int, trials: int) -> tuple[float, float]:
+    """95 % interval of a rate from counts, which holds near 0 and 1 too (Wilson 1927)."""
+    if not 0 <= wins <= trials or trials < 1:
+        raise ValueError(f"{wins} wins of {trials} trials")
+    z, p = 1.959964, wins / trials
+    centre, half = p + z * z / (2 * trials), z * (p * (1 - p) / trials + z * z / (4 * trials**2)) ** 0.5
+    return (centre - half) / (1 + z * z / trials), (centre + half) / (1 + z * z / trials)
+
+
 # Student's t, 97.5 %, for 1 … 30 degrees of freedom
 _T975 = (
     *(12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228),

@@ -10,12 +10,15 @@ import torch
 from polyspace.utils.errors import UserError, did_you_mean
 from polyspace.utils.holdout import hold_out, keep_fraction
 from polyspace.utils.metrics import (
+    average_precision,
     bootstrap_interval,
     confusion_matrix,
     knn_overlap,
     mean_class_accuracy,
+    recall_at,
     seed_interval,
     top_k_hits,
+    wilson_interval,
 )
 from polyspace.utils.misc import get_device, masked_mean, pad_stack, set_seed, straight_through
 
@@ -136,3 +139,29 @@ def test_a_fraction_of_labels_keeps_every_class_and_grows_by_adding():
     few, many = (keep_fraction(labels, among, f, seed=4) for f in (0.1, 0.5))
     assert not (few & ~many).any()
     assert not torch.equal(many, keep_fraction(labels, among, 0.5, seed=5))
+
+
+def test_wilson_intervals_by_published_examples():
+    low, high = wilson_interval(0, 10)
+    assert low == pytest.approx(0.0, abs=1e-9) and high == pytest.approx(0.2775, abs=1e-4)  # Brown, Cai, DasGupta 2001
+    low, high = wilson_interval(5, 10)
+    assert (low, high) == (pytest.approx(0.2366, abs=1e-4), pytest.approx(0.7634, abs=1e-4))
+    with pytest.raises(ValueError, match="7 wins of 5"):
+        wilson_interval(7, 5)
+
+
+def test_recall_counts_own_columns_among_the_most_similar():
+    similarity = torch.tensor([[3.0, 1.0, 2.0], [9.0, 5.0, 7.0], [4.0, 4.0, 4.0]])
+    assert recall_at(similarity, (1, 2, 3)) == {1: pytest.approx(1 / 3), 2: pytest.approx(1 / 3), 3: 1.0}
+
+
+def test_average_precision_by_hand_and_by_another_library():
+    from sklearn.metrics import average_precision_score
+
+    score, label = torch.rand(30, 4), (torch.rand(30, 4) < 0.3).float()
+    label[:, 3] = 0  # a class that never occurs is left out
+    expected = sum(average_precision_score(label[:, k], score[:, k]) for k in range(3)) / 3
+    assert average_precision(score, label) == pytest.approx(expected, abs=1e-6)
+    assert average_precision(torch.tensor([[0.9], [0.8], [0.7]]), torch.tensor([[0.0], [1.0], [1.0]])) == pytest.approx(
+        (1 / 2 + 2 / 3) / 2
+    )

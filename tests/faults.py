@@ -181,6 +181,48 @@ FAULTS = {
         "sincos_code(query_places + 1, self.width)",
         STEP,
     ),
+    "world model sees the next frame": (
+        "models/action.py",
+        "k[None] <= q[:, None]",
+        "k[None] <= q[:, None] + 1",
+        f"{MODELS}/test_action.py",
+    ),
+    "actions are not heard": (
+        "models/action.py",
+        "x = block(fuser(x, actions)",
+        "x = block(fuser(x, actions * 0)",
+        f"{MODELS}/test_action.py",
+    ),
+    "a rollout looks at the truth": (
+        "models/action.py",
+        "known = torch.cat([known, out[-1]], 1)",
+        "known = torch.cat([known, known[:, -1:]], 1)",
+        f"{MODELS}/test_action.py",
+    ),
+    "clips of one caption are negatives": (
+        "losses/contrastive.py",
+        "left_out = left_out | (alike",
+        "left_out = left_out | (alike & False",
+        "tests/losses/test_contrastive.py",
+    ),
+    "padding weighs in a probe": (
+        "models/heads.py",
+        "even = valid.to(tokens.dtype)",
+        "even = torch.ones_like(valid).to(tokens.dtype)",
+        f"{MODELS}/test_heads.py",
+    ),
+    "ties count as found": (
+        "utils/metrics.py",
+        "better = (logits >= own).sum(1) - 1",
+        "better = (logits > own).sum(1)",
+        "tests/utils/test_small.py",
+    ),
+    "a planner ignores its elites": (
+        "planning/cem.py",
+        "mean = (weight * elites).sum(1)",
+        "mean = actions.mean(1)",
+        "tests/planning/test_cem.py",
+    ),
 }
 
 

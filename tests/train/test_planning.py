@@ -90,4 +90,4 @@ def test_standing_at_the_goal_is_cheapest():
     about = {"energy": "l1", "mean": [0.0] * 3, "std": [1.0] * 3}
     price = LatentCost(KnownWorld(), about, Dot().render())(Watched(Dot()))
     still, away = torch.zeros(1, 1, 3, 1), torch.ones(1, 1, 3, 1)
-    assert price(still).item() < 0.02 < price(away).item()
+    assert price(still).item() < 0.03 < price(away).item()

@@ -183,8 +183,8 @@ FAULTS = {
     ),
     "world model sees the next frame": (
         "models/action.py",
-        "k[None] <= q[:, None]",
-        "k[None] <= q[:, None] + 1",
+        "later = k[None] > q[:, None]",
+        "later = k[None] > q[:, None] + 1",
         f"{MODELS}/test_action.py",
     ),
     "actions are not heard": (

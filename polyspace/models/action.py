@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from polyspace.models.layers import Block, attend, sincos_code
+from polyspace.models.layers import Block, attend, join_heads, sincos_code, split_heads
 from polyspace.models.vjepa.vit import HNetViT, TubeletViT
 
 
@@ -17,21 +17,48 @@ def frame_mask(frames: int, queries: int, keys: int, like: Tensor) -> Float[Tens
     """Additive mask for `queries` and `keys` tokens a frame: 0 where the key's frame is not after the query's."""
     q = torch.arange(frames, device=like.device).repeat_interleave(queries)
     k = torch.arange(frames, device=like.device).repeat_interleave(keys)
-    lowest = torch.finfo(like.dtype).min
-    return torch.where(k[None] <= q[:, None], 0.0, lowest).to(like.dtype)[None, None]
+    later = k[None] > q[:, None]
+    return like.new_zeros(later.shape).masked_fill(later, torch.finfo(like.dtype).min)[None, None]
 
 
 class FrameCausalAttention(nn.Module):
-    """Self-attention of (B,T·N,D) under a mask from `frame_mask`."""
+    """Self-attention of (B,T·N,D) under a mask from `frame_mask`, each head with a place that it looks at.
 
-    def __init__(self, dim: int, heads: int) -> None:
+    logit += −β_h·|x_q + μ_h + W_h·a − x_k|² over rows and columns: a head looks around an offset μ_h (at first the four
+    neighbours in turn) that the frame's action moves, so that "this cell will hold what lies over there now" needs not
+    be learned anew for every place. The square is spread over three more dims of queries and keys.
+    """
+
+    def __init__(self, dim: int, heads: int, action_dim: int, sharpness: float = 0.5) -> None:
         super().__init__()
         self.heads = heads
         self.qkv, self.out = nn.Linear(dim, 3 * dim), nn.Linear(dim, dim)
+        around = torch.tensor([[0.0, 1.0], [0.0, -1.0], [1.0, 0.0], [-1.0, 0.0]])
+        self.offset = nn.Parameter(around.repeat(-(-heads // 4), 1)[:heads])
+        self.sharpness = nn.Parameter(torch.full((heads,), sharpness))
+        self.follow = nn.Linear(action_dim, 2 * heads, bias=False)
+        nn.init.zeros_(self.follow.weight)
 
-    def forward(self, x: Float[Tensor, "B N D"], mask: Float[Tensor, "1 1 N N"]) -> Float[Tensor, "B N D"]:
-        q, k, v = self.qkv(x).chunk(3, -1)
-        return self.out(attend(q, k, v, self.heads, mask))
+    def forward(
+        self,
+        x: Float[Tensor, "B M D"],
+        mask: Float[Tensor, "1 1 M M"],
+        places: Float[Tensor, "N 2"],
+        actions: Float[Tensor, "B T A"],
+    ) -> Float[Tensor, "B M D"]:
+        b, t, n = len(x), actions.shape[1], len(places)
+        q, k, v = (split_heads(y, self.heads) for y in self.qkv(x).chunk(3, -1))  # (B,H,T·N,E)
+        aim = self.follow(actions).view(b, t, 1, self.heads, 2) + self.offset + places[:, None]
+        beta = self.sharpness.clamp_min(0.0)
+        scale = (q.shape[-1] + 3) ** 0.5
+        aim = (2 * beta[:, None] * aim).flatten(1, 2).transpose(1, 2)  # (B,H,T·N,2)
+        own = torch.cat([aim, -beta[None, :, None, None].expand(b, -1, t * n, 1)], -1)
+        there = torch.cat([places, places.square().sum(1, keepdim=True)], 1).repeat(t, 1)
+        q = torch.cat([q * (scale / q.shape[-1] ** 0.5), own * scale], -1)
+        k = torch.cat([k, there.expand(b, self.heads, -1, -1)], -1)
+        v = F.pad(v, (0, 3))
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)[..., :-3]
+        return self.out(join_heads(y))
 
 
 class CrossAttentionFuser(nn.Module):
@@ -80,7 +107,7 @@ class ActionPredictor(nn.Module):
             [CrossAttentionFuser(width, heads, action_dim, action_tokens) for _ in range(depth)]
         )
         self.blocks = nn.ModuleList(
-            [Block(width, heads, attention=FrameCausalAttention(width, heads)) for _ in range(depth)]
+            [Block(width, heads, attention=FrameCausalAttention(width, heads, action_dim)) for _ in range(depth)]
         )
         self.norm, self.out = nn.LayerNorm(width), nn.Linear(width, dim)
         nn.init.zeros_(self.out.weight)
@@ -99,7 +126,7 @@ class ActionPredictor(nn.Module):
         mask = frame_mask(t, n, n, x)
         actions = (actions / self.scale).to(x.dtype)
         for fuser, block in zip(self.fusers, self.blocks, strict=True):
-            x = block(fuser(x, actions).flatten(1, 2), mask).view(b, t, n, -1)
+            x = block(fuser(x, actions).flatten(1, 2), mask, places[:, 1:], actions).view(b, t, n, -1)
         y = latents + self.out(self.norm(x))
         return F.layer_norm(y, y.shape[-1:])
 

@@ -39,8 +39,8 @@ from polyspace.utils.metrics import bootstrap_interval
 
 
 class ActionConfig(PhaseConfig):
-    steps: int = Field(3000, ge=1, description="updates")
-    batch: int = Field(16, ge=1, description="windows an update")
+    steps: int = Field(2500, ge=1, description="updates")
+    batch: int = Field(8, ge=1, description="windows an update")
     lr: float = Field(2e-3, gt=0, description="highest learning rate of AdamW")
     eval_every: int = Field(
         500, ge=0, description="updates between evaluations on the held-out part; 0 at the end only"
@@ -53,9 +53,9 @@ class ActionConfig(PhaseConfig):
     rollout_weight: float = Field(1.0, ge=0, description="of the rollout's energy beside the teacher-forced one")
     horizon: int = Field(5, ge=1, description="steps over which held-out rollouts are judged")
     layers: int | None = Field(None, ge=1, description="latents are the mean of so many last layers; none: all")
-    change_weight: float = Field(0.5, ge=0, le=1, description="how far a cell weighs as it changes, instead of alike")
+    change_weight: float = Field(0.0, ge=0, le=1, description="how far a cell weighs as it changes, instead of alike")
     energy: Kind = Field("l1", description="how far predictions are from latents")
-    width: int = Field(64, ge=8, description="dims of the predictor's tokens")
+    width: int = Field(96, ge=8, description="dims of the predictor's tokens")
     depth: int = Field(2, ge=1, description="blocks of the predictor")
     heads: int = Field(4, ge=1, description="heads of the predictor")
     action_tokens: int = Field(4, ge=1, description="key-value tokens an action becomes")

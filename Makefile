@@ -44,6 +44,8 @@ bench: $(VENV)/.installed-dev
 	$(BIN)/python bench/featurize.py --out docs/results/featurize.json
 	$(BIN)/python bench/convert.py --out docs/results/convert.json
 	$(BIN)/python bench/attention.py --out docs/results/attention.json
+	$(BIN)/python bench/saliency.py --out docs/results/saliency.json
+	$(BIN)/python bench/planning.py --encoder outputs/saliency/seed_0 --out docs/results/planning.json
 	$(BIN)/polyspace demo --out outputs/demo
 	$(BIN)/python bench/alignment.py --demo outputs/demo --out docs/results/demo.json
 

@@ -52,7 +52,7 @@ def page(rows: dict[str, dict[str, Any]], seeds: int) -> str:
     lines = [
         "# Does saliency-weighted pooling pay?",
         "",
-        f"`python bench/saliency.py`, {seeds} seeds (encoder, clips and heads), mean and 95 % t interval. Accuracy over",
+        f"`python bench/saliency.py`, {seeds} seeds (encoder, clips, heads), mean and 95 % t interval. Accuracy over",
         "6 motions (chance .167), mean average precision over 12 attributes. The last column is paired over seeds.",
         "",
         "| pooling | pretrained | random encoder | against mean |",

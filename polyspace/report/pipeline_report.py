@@ -36,7 +36,7 @@ SHOWN: dict[str, list[tuple[str, str, bool]]] = {
 }
 WORDS = {
     "pretrain": "Latents of hidden content are predicted; no labels are used. First and last logged update.",
-    "language": "Clips and captions in one space. Measured on held-out captions that no training clip has.",
+    "language": "Clips and captions in one space. Measured on held-out clips.",
     "probe": "A classifier on the encoder's chunks, trained on labelled clips and measured on held-out ones.",
     "action": "Future latents are predicted from actions. Measured on held-out episodes, over rollouts.",
 }
@@ -74,7 +74,8 @@ def _phase(page: Page, name: str, entry: dict[str, Any]) -> None:
             rows.append(row + ([_number(control.get(key))] if control else []))
     page.table(rows, header)
     if name == "language" and last.get("retrieved_among"):
-        page.text(f"Among {last['retrieved_among']} captions; chance of R@1 is {1 / last['retrieved_among']:.3f}.")
+        kind = "captions that no training clip has" if last["unseen_captions"] else "captions (training has them too)"
+        page.text(f"Among {last['retrieved_among']} {kind}; chance of R@1 is {1 / last['retrieved_among']:.3f}.")
     if isinstance(chance, float):
         page.text(f"Chance is {chance:.3f}.")
     if control and not _beats(last, control):

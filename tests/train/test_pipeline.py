@@ -189,6 +189,18 @@ def test_episodes_of_a_file_train(finished, tmp_path):
     assert run_command(main, [*line(tmp_path / "x", "action", *own), "--init_from", str(finished)]) == 0
 
 
+def test_collected_episodes_are_the_same_for_the_same_seed_and_train(finished, tmp_path):
+    pytest.importorskip("gym_pusht")
+    from polyspace.train.collect_episodes import main as collect
+
+    for name in ("a", "b"):
+        words = ["--out", str(tmp_path / name), "--episodes", "5", "--steps", "4", "--size", "24"]
+        assert run_command(collect, words) == 0
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+    own = ["action.episodes.source=file", f"action.episodes.root={tmp_path / 'a'}", "action.action_dim=2"]
+    assert run_command(main, [*line(tmp_path / "x", "action", *own), "--init_from", str(finished)]) == 0
+
+
 def test_recorded_episodes_train_and_short_ones_are_named(finished, tmp_path, real_data, capsys):
     root = real_data / "droid" / "droid_subset"
     own = ["action.episodes.source=recorded", f"action.episodes.root={root}", "action.episodes.stride=4"]

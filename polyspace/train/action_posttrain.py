@@ -110,7 +110,9 @@ def change_weight(latents: Tensor, share: float) -> Tensor:
 @torch.no_grad()
 def open_loop(predictor: ActionPredictor, held: LatentEpisodes, places: Tensor, config: ActionConfig) -> dict[str, Any]:
     """Rollouts over `horizon` steps from `history` frames, over all held-out windows: the energy of each step beside
-    that of the last known frame held still, and beside the same model told another window's actions."""
+    that of the last known frame held still, and beside the same model told the actions of the window that lies half of
+    the held-out windows away: another episode's, where none of them holds half of all. The interval is over episodes,
+    whose windows overlap."""
     model, copied, other = [], [], []
     h = config.history
     for rows in torch.arange(len(held)).split(64):
@@ -118,20 +120,24 @@ def open_loop(predictor: ActionPredictor, held: LatentEpisodes, places: Tensor, 
         assert batch.features is not None and batch.actions is not None
         z, a = batch.features["latents"], batch.actions
         goal = z[:, h:]
-        told = a.roll(1, 0)
-        told = torch.cat([a[:, : h - 1], told[:, h - 1 :]], 1)
+        far = held.batch((rows + len(held) // 2) % len(held)).actions
+        assert far is not None
+        told = torch.cat([a[:, : h - 1], far.to(a.device)[:, h - 1 :]], 1)
         for store, actions in ((model, a), (other, told)):
             out = predictor.rollout(z[:, :h], actions[:, : h - 1], actions[:, h - 1 :], places, h)
             store.append(energy(out, goal, config.energy).mean(2).cpu())
         copied.append(energy(z[:, h - 1 : h].expand_as(goal), goal, config.energy).mean(2).cpu())
     e, c, o = (torch.cat(x) for x in (model, copied, other))
     steps = (1 - e.mean(0) / c.mean(0)).tolist()
-    low, high = bootstrap_interval(1 - e.mean(1) / c.mean(1).clamp_min(1e-9))
+    owner = torch.tensor([episode for episode, _ in held.places])
+    gains = [1 - e[owner == k].sum() / c[owner == k].sum().clamp_min(1e-9) for k in owner.unique()]
+    low, high = bootstrap_interval(torch.stack(gains))
     return {
         "gain": (1 - e.mean() / c.mean()).item(),
         "gain_one_step": steps[0],
         "gain_by_step": steps,
-        "gain_by_window": [low, high],
+        "gain_low": low,
+        "gain_high": high,
         "gain_other_actions": (1 - o.mean() / c.mean()).item(),
         "energy": e.mean().item(),
         "energy_copy": c.mean().item(),

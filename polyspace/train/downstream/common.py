@@ -12,7 +12,6 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from polyspace.config import Config, validate
-from polyspace.data.batch import VideoBatch
 from polyspace.models.vjepa.vit import HNetViT, TubeletViT
 from polyspace.report.figures import curves_figure
 from polyspace.train.encoders import EncoderConfig, load_encoder, save_encoder
@@ -126,14 +125,10 @@ def fit_phase(
         seed=seed,
         max_bad_steps=c.max_bad_steps,
     )
-
-    def load(visits: Tensor) -> VideoBatch | None:
-        return source.batch(visits)
-
     last = fit(
         engine,
         len(source),
-        load,
+        source.batch,
         settings,
         folder,
         name=name,

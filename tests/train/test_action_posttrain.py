@@ -1,0 +1,37 @@
+"""What held-out rollouts are compared with."""
+
+import pytest
+import torch
+
+from polyspace.config import validate
+from polyspace.models.action import ActionPredictor
+from polyspace.train.action_posttrain import ActionConfig, change_weight, open_loop
+from polyspace.train.downstream.episodes import LatentEpisodes
+
+
+class Adds(ActionPredictor):
+    """Every latent moves by the action."""
+
+    def __init__(self) -> None:
+        torch.nn.Module.__init__(self)
+
+    def rollout(self, latents, past, actions, places, history):
+        return latents[:, -1:] + actions.cumsum(1)[:, :, None]
+
+
+def test_a_model_that_is_right_gains_all_and_with_another_episodes_actions_loses():
+    config = validate(ActionConfig, {"action_dim": 1, "horizon": 2, "energy": "l1"})
+    actions = [torch.full((4, 1), 1.0), torch.full((4, 1), -1.0)]  # the episodes' own: to the right, to the left
+    latents = [torch.cat([torch.zeros(1, 1), a.cumsum(0)])[:, None].expand(-1, 3, 1) for a in actions]
+    held = LatentEpisodes(latents, actions, config.history + config.horizon)
+    out = open_loop(Adds(), held, torch.zeros(3, 3), config)
+    assert out["gain"] == pytest.approx(1.0) and out["gain_by_step"] == pytest.approx([1.0, 1.0])
+    assert out["gain_other_actions"] == pytest.approx(-1.0)  # twice as far off as standing still
+    assert out["gain_low"] == pytest.approx(1.0) and out["energy_copy"] == pytest.approx(1.5)
+
+
+def test_cells_that_change_weigh_more_and_the_mean_weight_is_one():
+    z = torch.zeros(1, 2, 4, 3)
+    z[0, 1, 0] = 2.0
+    assert torch.equal(change_weight(z, 0.0), torch.ones(1, 1, 4))
+    assert torch.allclose(change_weight(z, 0.5), torch.tensor([[[2.5, 0.5, 0.5, 0.5]]]))

@@ -39,7 +39,8 @@ from polyspace.train.encoders import build_encoder
 from polyspace.train.engine import PlainEngine
 from polyspace.train.loop import fit
 from polyspace.train.optim import build_adamw
-from polyspace.train.pretrain import build_phase, fit_settings
+from polyspace.train.pretrain import build_phase
+from polyspace.train.settings import fit_settings
 from polyspace.train.supervised import SupervisedPhase
 from polyspace.train.vjepa.jepa import JepaPhase
 from polyspace.utils.checkpoint_io import load_tensors, read_json, save_tensors, sha256_json, write_json

@@ -12,8 +12,9 @@ from polyspace.report.chunk_figures import Look, write_pictures
 from polyspace.train.clips import build_source, check_clips, input_of
 from polyspace.train.encoders import build_encoder, encoder_values, save_encoder
 from polyspace.train.engine import PlainEngine
-from polyspace.train.loop import FitSettings, fit
+from polyspace.train.loop import fit
 from polyspace.train.optim import build_adamw
+from polyspace.train.settings import fit_settings
 from polyspace.train.vjepa.jepa import JepaPhase, JepaSettings, Weights
 from polyspace.train.vjepa.masking import MaskPlan
 from polyspace.train.vjepa.pretrain_config import PretrainConfig
@@ -67,21 +68,6 @@ def build_phase(encoder: HNetViT | TubeletViT, config: PretrainConfig, seed: int
         return JepaPhase(encoder, predictor, settings)
     except ValueError as error:
         raise UserError(f"pretrain: {error}") from error
-
-
-def fit_settings(config: PretrainConfig, seed: int) -> FitSettings:
-    c = config
-    return FitSettings(
-        steps=c.steps,
-        batch=c.batch,
-        lr=c.lr,
-        warmup_ratio=c.warmup,
-        accumulate=c.accumulate,
-        save_every=c.save_every,
-        log_every=c.log_every,
-        seed=seed,
-        max_bad_steps=c.max_bad_steps,
-    )
 
 
 def looks_at(encoder: HNetViT | TubeletViT, clips: torch.Tensor) -> list[Look]:

@@ -16,9 +16,10 @@ from polyspace.models.vjepa.vit import HNetViT, TubeletViT
 from polyspace.report.figures import curves_figure
 from polyspace.train.encoders import EncoderConfig, load_encoder, save_encoder
 from polyspace.train.engine import PlainEngine
-from polyspace.train.loop import FitSettings, fit
+from polyspace.train.loop import fit
 from polyspace.train.optim import build_adamw
 from polyspace.train.phase import Phase
+from polyspace.train.settings import fit_settings
 from polyspace.utils.checkpoint_io import read_json, sha256_file, write_json
 from polyspace.utils.errors import UserError
 from polyspace.utils.log import say
@@ -113,18 +114,7 @@ def fit_phase(
         phase.eval()
         with torch.no_grad():
             write_json(before, {"step": 0, **phase.evaluate(0)})
-    settings = FitSettings(
-        steps=c.steps,
-        batch=c.batch,
-        lr=c.lr,
-        warmup_ratio=c.warmup,
-        accumulate=c.accumulate,
-        save_every=c.save_every,
-        log_every=c.log_every,
-        eval_every=c.eval_every or c.steps,
-        seed=seed,
-        max_bad_steps=c.max_bad_steps,
-    )
+    settings = fit_settings(c, seed, c.eval_every or c.steps)
     last = fit(
         engine,
         len(source),

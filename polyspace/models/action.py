@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from polyspace.models.keypoints import ActionKeypoints
 from polyspace.models.layers import Block, attend, join_heads, sincos_code, split_heads
 from polyspace.models.vjepa.vit import HNetViT, TubeletViT
 
@@ -154,13 +155,20 @@ class WorldModel(nn.Module):
 
     Latents are the mean of the encoder's `layers` last layers (the input counts as the first; None: all), which is what
     pretraining predicts; the last layer alone mixes every cell with the whole frame. `history`: frames looked back at.
+    `keypoints` tell a place from latents, where they were trained.
     """
 
     def __init__(
-        self, encoder: HNetViT | TubeletViT, predictor: ActionPredictor, history: int, layers: int | None = None
+        self,
+        encoder: HNetViT | TubeletViT,
+        predictor: ActionPredictor,
+        history: int,
+        layers: int | None = None,
+        keypoints: ActionKeypoints | None = None,
     ) -> None:
         super().__init__()
         self.encoder, self.predictor, self.history = encoder.requires_grad_(False).eval(), predictor, history
+        self.keypoints = keypoints
         self.layers = layers or len(encoder.vit.blocks) + 1
 
     def train(self, mode: bool = True) -> "WorldModel":

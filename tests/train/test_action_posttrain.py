@@ -5,8 +5,8 @@ import torch
 
 from polyspace.config import validate
 from polyspace.models.action import ActionPredictor
-from polyspace.train.action_posttrain import ActionConfig, change_weight, open_loop
 from polyspace.train.downstream.episodes import LatentEpisodes
+from polyspace.train.downstream.world import ActionConfig, change_weight, open_loop
 
 
 class Adds(ActionPredictor):
@@ -35,3 +35,13 @@ def test_cells_that_change_weigh_more_and_the_mean_weight_is_one():
     z[0, 1, 0] = 2.0
     assert torch.equal(change_weight(z, 0.0), torch.ones(1, 1, 4))
     assert torch.allclose(change_weight(z, 0.5), torch.tensor([[[2.5, 0.5, 0.5, 0.5]]]))
+
+
+def test_the_travel_is_the_sum_of_actions_up_to_the_later_frame_or_the_end():
+    actions = torch.arange(4.0)[:, None]
+    latents = torch.arange(5.0)[:, None, None].expand(5, 2, 1)
+    items = LatentEpisodes([latents], [actions], 2, apart=3)
+    found = items.batch(torch.arange(len(items))).features
+    assert found["first"][:, 0, 0].tolist() == [0, 1, 2, 3]
+    assert found["later"][:, 0, 0].tolist() == [3, 4, 4, 4]
+    assert found["travel"][:, 0].tolist() == [0 + 1 + 2, 1 + 2 + 3, 2 + 3, 3]

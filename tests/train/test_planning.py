@@ -4,6 +4,7 @@ import numpy as np
 import torch
 
 from polyspace.models.action import ActionPredictor, WorldModel
+from polyspace.models.keypoints import ActionKeypoints
 from polyspace.planning.cem import CEMPlanner
 from polyspace.planning.control import control
 from polyspace.train.downstream.planning import LatentCost, Watched
@@ -40,7 +41,7 @@ class KnownWorld(WorldModel):
 
     def __init__(self) -> None:
         torch.nn.Module.__init__(self)
-        self.history, self.predictor = 1, Law()
+        self.history, self.predictor, self.keypoints = 1, Law(), None
 
     def encode(self, frames):
         return frames[:, 0, :, :1]  # (B,W,1)
@@ -91,3 +92,27 @@ def test_standing_at_the_goal_is_cheapest():
     price = LatentCost(KnownWorld(), about, Dot().render())(Watched(Dot()))
     still, away = torch.zeros(1, 1, 3, 1), torch.ones(1, 1, 3, 1)
     assert price(still).item() < 0.03 < price(away).item()
+
+
+class Narrow(ActionKeypoints):
+    """Knows the column of the brightest cell."""
+
+    def __init__(self) -> None:
+        torch.nn.Module.__init__(self)
+
+    def forward(self, latents, places):
+        return latents[..., 0].argmax(-1, keepdim=True) / 3
+
+
+def test_keypoints_lead_where_the_cells_alone_show_no_way():
+    about = {"energy": "l1", "mean": [0.0] * 3, "std": [1.0] * 3}
+    world, goal = KnownWorld(), Dot()
+    goal.place = 14.0
+    near, nearer = torch.full((1, 1, 1, 1), -0.3), torch.full((1, 1, 1, 1), 0.3)  # from 4 to 3.1 or 4.9, far from 14
+    flat = LatentCost(world, about, goal.render())(Watched(Dot()))
+    assert abs(flat(near) - flat(nearer)).item() < 1e-3
+    world.keypoints = Narrow()
+    sloped = LatentCost(world, about, goal.render())(Watched(Dot()))
+    assert (sloped(near) - sloped(nearer)).item() > 0.5
+    off = LatentCost(world, about, goal.render(), keypoint_weight=0.0)(Watched(Dot()))
+    assert torch.equal(off(near), flat(near))

@@ -148,10 +148,14 @@ def check_actions(views: Views, dims: int) -> None:
 
 
 class LatentEpisodes:
-    """Latents (T,N,D) and actions (T−1,A) of episodes; an item is a window of `frames` frames at one place of one."""
+    """Latents (T,N,D) and actions (T−1,A) of episodes; an item is a window of `frames` frames at one place of one.
 
-    def __init__(self, latents: list[Tensor], actions: list[Tensor], frames: int) -> None:
-        self.latents, self.actions, self.frames = latents, actions, frames
+    With `apart`, features also has the window's `first` frame, the one `apart` frames `later` (or the episode's last)
+    and the sum of the actions between, `travel`.
+    """
+
+    def __init__(self, latents: list[Tensor], actions: list[Tensor], frames: int, apart: int = 0) -> None:
+        self.latents, self.actions, self.frames, self.apart = latents, actions, frames, apart
         self.places = [(e, s) for e, z in enumerate(latents) for s in range(len(z) - frames + 1)]
 
     def __len__(self) -> int:
@@ -161,7 +165,18 @@ class LatentEpisodes:
         picked = [self.places[i] for i in indices.tolist()]
         latents = torch.stack([self.latents[e][s : s + self.frames] for e, s in picked])
         actions = torch.stack([self.actions[e][s : s + self.frames - 1] for e, s in picked])
-        return VideoBatch(features={"latents": latents}, actions=actions)
+        features = {"latents": latents}
+        if self.apart:
+            features |= {
+                "first": latents[:, 0],
+                "later": torch.stack([self.latents[e][self._end(e, s)] for e, s in picked]),
+            }
+            ways = [self.actions[e][s : self._end(e, s)].sum(0) for e, s in picked]
+            features["travel"] = torch.stack(ways)
+        return VideoBatch(features=features, actions=actions)
+
+    def _end(self, episode: int, start: int) -> int:
+        return min(start + self.apart, len(self.latents[episode]) - 1)
 
 
 @torch.no_grad()

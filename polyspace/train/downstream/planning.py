@@ -46,10 +46,12 @@ class Watched:
 
 
 class LatentCost:
-    """Cost of action sequences: energy between predicted latents and the goal image's, on the grid of cells, summed
-    over the steps (eb_jepa found the sum better than the last step alone).
+    """Cost of action sequences: energy between predicted latents and the goal image's, on the grid of cells, plus
+    `keypoint_weight` times the way between their keypoints' places, in standard deviations of an action. Both are
+    summed over the steps (eb_jepa found the sum better than the last step alone).
 
-    `about` as of `load_world`. `chunk` bounds how many candidates are rolled out at a time.
+    The grid's energy falls once things overlap with where they shall be; the keypoints' way leads there. `about` as of
+    `load_world`. `chunk` bounds how many candidates are rolled out at a time.
     """
 
     def __init__(
@@ -59,8 +61,10 @@ class LatentCost:
         goal: UInt8[np.ndarray, "H W 3"],
         device: torch.device | str = "cpu",
         chunk: int = 256,
+        keypoint_weight: float = 1.0,
     ) -> None:
         self.world, self.kind, self.chunk = world, about["energy"], chunk
+        self.keypoint_weight = keypoint_weight if world.keypoints is not None else 0.0
         self.mean, self.std = (torch.tensor(about[key], device=device) for key in ("mean", "std"))
         self.places = world.places(goal.shape[0], goal.shape[1], self.mean)
         self.goal = self.encode([goal])
@@ -88,4 +92,9 @@ class LatentCost:
         k = len(actions)
         start, before = known.expand(k, *known.shape), past.expand(k, *past.shape)
         out = self.world.predictor.rollout(start, before, actions, self.places, self.world.history)
-        return energy(out, self.goal[:, None].expand_as(out), self.kind).mean(2).sum(1)
+        cost = energy(out, self.goal[:, None].expand_as(out), self.kind).mean(2).sum(1)
+        if self.keypoint_weight:
+            assert self.world.keypoints is not None
+            there, goal = (self.world.keypoints(x, self.places) for x in (out, self.goal))
+            cost = cost + self.keypoint_weight * (there - goal).norm(dim=-1).sum(1)
+        return cost

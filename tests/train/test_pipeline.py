@@ -1,6 +1,8 @@
 """main.py's four phases in order, small: what they leave, how they resume, and what stops them."""
 
+import csv
 import json
+import math
 import os
 import signal
 import subprocess
@@ -249,3 +251,35 @@ def test_a_run_that_is_killed_in_each_phase_ends_in_the_same_bits(finished, tmp_
         ends[name] = {f.relative_to(tmp_path / name): f.read_bytes() for f in files}
     assert ends["whole"] == ends["killed"]
     assert {f"{phase}.safetensors" for phase in later} <= {f.name for f in ends["whole"]}
+
+
+def test_real_clips_go_through_language_and_probe(finished, tmp_path, real_data):
+    files = sorted((real_data / "hmdb51").glob("*/*.avi"))
+    files += [real_data / "ssv2" / "20bn-something-something-v2" / "166766.webm"]
+    files += sorted((real_data / "clips").glob("*/*.*"))
+    listed = tmp_path / "clips.csv"
+    with open(listed, "w", newline="") as out:
+        rows = csv.writer(out)
+        rows.writerow(["path", "label", "text"])
+        rows.writerows(
+            [f.relative_to(real_data), ("indoors", "outdoors")[i % 2], f"clip {i} of {f.parent.name}"]
+            for i, f in enumerate(files)
+        )
+    own = ["data.dataset=videofolder", f"data.root={real_data}", f"data.list={listed}", "data.workers=0"]
+    args = line(tmp_path / "x", "language,probe", *own)
+    assert run_command(main, [*args, "--init_from", str(finished)]) == 0
+    for phase in ("language", "probe"):
+        entry = manifest(tmp_path / "x")[phase]
+        assert entry["data"]["clips"] + entry["data"]["held_out"] == len(files) == 8
+        assert entry["data"]["left_out"] == entry["data"]["missing"] == 0
+        assert all(math.isfinite(v) for v in entry["last"].values() if isinstance(v, float))
+
+
+def test_the_official_hmdb51_folder_probes_and_says_that_it_has_no_captions(finished, tmp_path, real_data, capsys):
+    own = ["data.dataset=hmdb51", f"data.root={real_data / 'hmdb51'}", "data.workers=0"]
+    start = ["--init_from", str(finished)]
+    assert run_command(main, [*line(tmp_path / "x", "probe", *own), *start]) == 0
+    data = manifest(tmp_path / "x")["probe"]["data"]
+    assert data["clips"] + data["held_out"] == 5 and data["dataset"] == "hmdb51"
+    assert run_command(main, [*line(tmp_path / "y", "language", *own), *start]) == 2
+    assert "no clip of hmdb51 train has a caption" in capsys.readouterr().err

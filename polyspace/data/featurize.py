@@ -40,6 +40,7 @@ class SourceConfig(Config):
     teachers: list[str] = Field(["videomae", "timesformer", "vivit"], description="backbones whose spaces are served")
     checkpoint: list[str] = Field([], description="NAME=PATH_OR_ID[@REVISION] each")
     frames: int = Field(16, ge=1, description="the student's frames; each teacher has its own plan")
+    num_chunks: int | None = Field(None, ge=1, description="hnet_vjepa: tokens a clip; none: its content decides")
     sampling: str = Field("segments", description="segments, stride:N, fps:N or index:I,J,…")
     views: int = Field(1, ge=1, description="windows in time, averaged")
     crops: int = Field(1, ge=1, description="crops in space, averaged")
@@ -83,7 +84,9 @@ def open_source(config: SourceConfig) -> tuple[VideoDataset, dict[str, BackboneC
     """Data set and cards; everything that can be wrong with the flags is found here, before any work."""
     sampling = Sampling.parse(config.sampling)
     get_device(config.device)
-    cards = describe_all(config.student, config.teachers, config.frames, config.checkpoint, config.strict)
+    cards = describe_all(
+        config.student, config.teachers, config.frames, config.checkpoint, config.strict, config.num_chunks
+    )
     for name, card in cards.items():
         if sampling.kind == "index" and len(sampling.indices) != card.plan.frames:
             got, takes = len(sampling.indices), card.plan.frames

@@ -8,7 +8,7 @@ from torch import nn
 
 from polyspace.models.action import ActionPredictor, WorldModel
 from polyspace.models.keypoints import ActionKeypoints
-from polyspace.train.checkpoint import load_strict
+from polyspace.models.vjepa.saved import load_encoder
 from polyspace.train.downstream.common import (
     Start,
     curves,
@@ -26,8 +26,7 @@ from polyspace.train.downstream.episodes import (
     encode_views,
 )
 from polyspace.train.downstream.world import ActionConfig, ActionPhase
-from polyspace.train.encoders import load_encoder
-from polyspace.utils.checkpoint_io import load_tensors, read_json, save_tensors, sha256_file, write_json
+from polyspace.utils.checkpoint_io import load_strict, load_tensors, read_json, save_tensors, sha256_file, write_json
 from polyspace.utils.errors import UserError
 from polyspace.utils.log import say
 

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from polyspace.utils.checkpoint_io import (
+    load_strict,
     load_tensors,
     load_torch,
     read_json,
@@ -71,16 +72,3 @@ def load_checkpoint(folder: Path, model: nn.Module) -> dict[str, Any] | None:
             raise UserError(f"checkpoint {place / name} is damaged: its sha256 is not the recorded one")
     load_strict(model, load_tensors(place / "model.safetensors", "checkpoint"), place)
     return load_torch(place / "trainer.pt", "checkpoint")
-
-
-def load_strict(model: nn.Module, state: dict[str, torch.Tensor], where: Path) -> None:
-    """Load every tensor or say which are missing, unexpected or of another shape."""
-    own = model.state_dict()
-    missing, unexpected = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
-    if missing or unexpected:
-        raise UserError(f"{where} does not fit the model: missing {missing[:3]}, unexpected {unexpected[:3]}")
-    shapes = [k for k in own if own[k].shape != state[k].shape]
-    if shapes:
-        k = shapes[0]
-        raise UserError(f"{where} does not fit the model: {k} is {tuple(state[k].shape)}, not {tuple(own[k].shape)}")
-    model.load_state_dict(state)

@@ -1,16 +1,13 @@
-"""Encoders by configuration: building, saving, loading."""
+"""Encoders by configuration."""
 
 import inspect
-from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field
-from torch import nn
 
-from polyspace.config import Config, validate
+from polyspace.config import Config
+from polyspace.models.vjepa.saved import ARCHITECTURES, make_encoder
 from polyspace.models.vjepa.vit import PRESETS, HNetViT, TubeletViT
-from polyspace.train.checkpoint import load_strict
-from polyspace.utils.checkpoint_io import load_tensors, read_json, save_tensors, sha256_file, write_json
 from polyspace.utils.errors import UserError, did_you_mean
 
 
@@ -47,11 +44,7 @@ def build_encoder(config: EncoderConfig) -> HNetViT | TubeletViT:
     """The preset with the given overrides; `arch: tubelet` keeps what both have."""
     if config.preset not in PRESETS:
         raise UserError(f"encoder.preset {config.preset!r} is unknown{did_you_mean(config.preset, PRESETS)}")
-    kind = HNetViT if config.arch == "hnet" else TubeletViT
-    try:
-        return kind(**encoder_values(config))
-    except ValueError as error:
-        raise UserError(f"encoder: {error}") from error
+    return make_encoder(recipe(config))
 
 
 def encoder_values(config: EncoderConfig) -> dict[str, Any]:
@@ -59,7 +52,7 @@ def encoder_values(config: EncoderConfig) -> dict[str, Any]:
     may_be_none = ("max_chunks", "fixed")
     given = config.model_dump(exclude={"arch", "preset"}, exclude_unset=True)
     given = {k: v for k, v in given.items() if v is not None or k in may_be_none}
-    known = inspect.signature(HNetViT if config.arch == "hnet" else TubeletViT).parameters
+    known = inspect.signature(ARCHITECTURES[config.arch]).parameters
     for key in given:
         if key not in known:
             raise UserError(f"encoder.{key} has no meaning for arch {config.arch}")
@@ -68,25 +61,6 @@ def encoder_values(config: EncoderConfig) -> dict[str, Any]:
     return defaults | preset | given
 
 
-def save_encoder(
-    folder: Path, encoder: nn.Module, config: EncoderConfig, data: dict[str, Any], input: dict[str, Any]
-) -> None:
-    """Weights, how to build them, and what goes in (`input`: frames, size, mean, std): encoder.safetensors and
-    encoder.json."""
-    save_tensors(folder / "encoder.safetensors", encoder.state_dict())
-    values = {"arch": config.arch, "preset": config.preset} | encoder_values(config)
-    about = {"version": 1, "encoder": values, "data": data, "input": input}
-    write_json(folder / "encoder.json", about | {"sha256": sha256_file(folder / "encoder.safetensors")})
-
-
-def load_encoder(folder: Path) -> HNetViT | TubeletViT:
-    """The encoder that `save_encoder` wrote, in eval mode."""
-    about = read_json(folder / "encoder.json", "encoder")
-    file = folder / "encoder.safetensors"
-    if not file.is_file():
-        raise UserError(f"encoder {file} does not exist")
-    if sha256_file(file) != about["sha256"]:
-        raise UserError(f"{folder / 'encoder.safetensors'} is damaged: its sha256 is not the recorded one")
-    encoder = build_encoder(validate(EncoderConfig, about["encoder"], str(folder / "encoder.json")))
-    load_strict(encoder, load_tensors(folder / "encoder.safetensors", "encoder"), folder)
-    return encoder.eval()
+def recipe(config: EncoderConfig) -> dict[str, Any]:
+    """All that `make_encoder` needs, and the preset's name."""
+    return {"arch": config.arch, "preset": config.preset} | encoder_values(config)

@@ -14,7 +14,6 @@ from polyspace.data.captions import TEMPLATES
 from polyspace.losses.contrastive import nt_xent_loss
 from polyspace.losses.energy import aligned_energy_loss
 from polyspace.models.language import TextEncoder, TwoTowers, build_text_encoder, check_text_encoder
-from polyspace.train.checkpoint import load_strict
 from polyspace.train.clips import Parts, build_parts, check_clips
 from polyspace.train.downstream.common import (
     PhaseConfig,
@@ -30,7 +29,7 @@ from polyspace.train.downstream.common import (
 )
 from polyspace.train.downstream.tokens import TokenReader, batches, encode_source
 from polyspace.train.phase import Phase, StepOutput
-from polyspace.utils.checkpoint_io import load_tensors, read_json, save_tensors, sha256_file, write_json
+from polyspace.utils.checkpoint_io import load_strict, load_tensors, read_json, save_tensors, sha256_file, write_json
 from polyspace.utils.errors import UserError
 from polyspace.utils.log import say
 from polyspace.utils.metrics import recall_at

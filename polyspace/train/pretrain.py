@@ -7,10 +7,11 @@ from typing import Any
 import torch
 
 from polyspace.models.vjepa.predictor import Predictor
+from polyspace.models.vjepa.saved import save_encoder
 from polyspace.models.vjepa.vit import HNetViT, TubeletViT
 from polyspace.report.chunk_figures import Look, write_pictures
 from polyspace.train.clips import build_source, check_clips, input_of
-from polyspace.train.encoders import build_encoder, encoder_values, save_encoder
+from polyspace.train.encoders import build_encoder, encoder_values, recipe
 from polyspace.train.engine import PlainEngine
 from polyspace.train.loop import fit
 from polyspace.train.optim import build_adamw
@@ -110,7 +111,7 @@ def run_pretrain(config: Any, folder: Path, device: torch.device) -> dict[str, A
         shown = source.first(4)
     finally:
         source.close()
-    save_encoder(folder, phase.target.model, config.encoder, about, input_of(config.data))
+    save_encoder(folder, phase.target.model, recipe(config.encoder), about, input_of(config.data))
     log = folder / "metrics.jsonl"
     history = [json.loads(line) for line in log.read_text().splitlines()] if log.is_file() else []
     looks = [] if shown is None else looks_at(phase.target.model, shown.to(device))

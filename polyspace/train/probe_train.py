@@ -9,11 +9,11 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
-from polyspace.config import validate
 from polyspace.data.batch import VideoBatch
 from polyspace.data.captions import attribute_names
 from polyspace.losses.energy import energy
 from polyspace.models.heads import AttentiveHead, Pooling, WeighedHead
+from polyspace.models.vjepa.saved import make_encoder
 from polyspace.models.vjepa.vit import HNetViT, TubeletViT
 from polyspace.train.clips import Parts, build_parts, check_clips
 from polyspace.train.downstream.common import (
@@ -29,7 +29,6 @@ from polyspace.train.downstream.common import (
     save_learned,
 )
 from polyspace.train.downstream.tokens import TokenReader, Tokens, batches, encode_source
-from polyspace.train.encoders import EncoderConfig, build_encoder
 from polyspace.train.phase import Phase, StepOutput
 from polyspace.utils.checkpoint_io import save_tensors, sha256_file, write_json
 from polyspace.utils.errors import UserError
@@ -196,9 +195,8 @@ def _run(config: Any, c: ProbeConfig, start: Start, parts: Parts, folder: Path, 
     key = "accuracy" if c.loss == "ce" else "mean_average_precision"
     control = None
     if c.control:
-        shape = validate(EncoderConfig, start.values, str(start.folder / "encoder.json"))
         torch.manual_seed(config.seed)
-        random = build_encoder(shape).eval()
+        random = make_encoder(start.values).eval()
         _, control, _ = train_probe(config, c, random, parts, len(names), folder / "random_encoder", device, depends)
     beside = "" if control is None else f", {control[key]:.3f} on a random encoder"
     say(f"probe: {key.replace('_', ' ')} {last[key]:.3f} on {parts.about['held_out']} held-out clips{beside}")

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from polyspace.utils.errors import UserError
 
@@ -158,6 +158,19 @@ def load_tensors(path: Path, what: str = "tensor file") -> dict[str, Tensor]:
         return load_file(path)
     except (SafetensorError, OSError, ValueError, KeyError) as error:
         raise UserError(f"{what} {path} is damaged ({error})") from error
+
+
+def load_strict(model: nn.Module, state: Mapping[str, Tensor], where: Path) -> None:
+    """Load every tensor or say which are missing, unexpected or of another shape."""
+    own = model.state_dict()
+    missing, unexpected = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
+    if missing or unexpected:
+        raise UserError(f"{where} does not fit the model: missing {missing[:3]}, unexpected {unexpected[:3]}")
+    shapes = [k for k in own if own[k].shape != state[k].shape]
+    if shapes:
+        k = shapes[0]
+        raise UserError(f"{where} does not fit the model: {k} is {tuple(state[k].shape)}, not {tuple(own[k].shape)}")
+    model.load_state_dict(state)
 
 
 def sha256_file(path: Path) -> str:

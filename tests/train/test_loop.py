@@ -12,11 +12,12 @@ import torch
 from conftest import REPOSITORY
 
 from polyspace.data.batch import CachedFeatures, VideoBatch
-from polyspace.train.checkpoint import load_checkpoint, load_strict, save_checkpoint
+from polyspace.train.checkpoint import load_checkpoint, save_checkpoint
 from polyspace.train.engine import PlainEngine
 from polyspace.train.loop import FitSettings, fit, step_visits
 from polyspace.train.optim import build_adamw, cosine_schedule, warmup_cosine
 from polyspace.train.phase import Phase, StepOutput
+from polyspace.utils.checkpoint_io import load_strict
 from polyspace.utils.errors import UserError
 
 SETTINGS = FitSettings(steps=12, batch=4, lr=1e-2, save_every=3, log_every=1, eval_every=4)

@@ -13,7 +13,8 @@ import torch
 import yaml
 
 from polyspace.config import run_command
-from polyspace.train.encoders import EncoderConfig, build_encoder, load_encoder
+from polyspace.models.vjepa.saved import load_encoder
+from polyspace.train.encoders import EncoderConfig, build_encoder
 from polyspace.train.run import RunConfig, main
 from polyspace.utils.checkpoint_io import load_tensors
 from polyspace.utils.errors import UserError

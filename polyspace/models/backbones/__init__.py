@@ -4,18 +4,19 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
-from polyspace.models.backbones import hf, identity
+from polyspace.models.backbones import hf, hnet_vjepa, identity
 from polyspace.models.backbones.base import Backbone, BackboneCard
 from polyspace.models.backbones.checkpoints import WeightsUnavailable
 from polyspace.utils.errors import UserError, did_you_mean
 from polyspace.utils.log import banner, warn
 
-# name -> card(checkpoint, revision, frames)
-BACKBONES: dict[str, Callable[[str | None, str | None, int], BackboneCard]] = {
+# name -> card(checkpoint, revision, frames); hnet_vjepa also takes num_chunks
+BACKBONES: dict[str, Callable[..., BackboneCard]] = {
     "vjepa2": partial(hf.describe, "vjepa2"),
     "videomae": partial(hf.describe, "videomae"),
     "timesformer": partial(hf.describe, "timesformer"),
     "vivit": partial(hf.describe, "vivit"),
+    "hnet_vjepa": hnet_vjepa.describe,
     "identity": lambda checkpoint, revision, frames: identity.describe("identity", frames),
 }
 
@@ -39,10 +40,15 @@ def parse_checkpoints(items: Sequence[str], names: Sequence[str]) -> dict[str, t
 
 
 def describe_all(
-    student: str, teachers: Sequence[str], frames: int, checkpoints: Sequence[str] = (), strict: bool = False
+    student: str,
+    teachers: Sequence[str],
+    frames: int,
+    checkpoints: Sequence[str] = (),
+    strict: bool = False,
+    num_chunks: int | None = None,
 ) -> dict[str, BackboneCard]:
     """Cards of student and teachers, in that order. Missing weights give the identity stand-in with a banner, or a
-    UserError under `strict`; a mistyped name is always a UserError."""
+    UserError under `strict`; a mistyped name is always a UserError. `num_chunks` is hnet_vjepa's budget of tokens."""
     names = [student, *teachers]
     for flag, name in [("--student", student), *(("--teachers", t) for t in teachers)]:
         if name not in BACKBONES:
@@ -50,7 +56,10 @@ def describe_all(
     if len(set(names)) != len(names):
         raise UserError(f"--teachers {' '.join(teachers)}: each backbone once, and not the student {student}")
     places = parse_checkpoints(checkpoints, names)
-    cards = {name: _describe(name, places, frames, strict) for name in names}
+    if num_chunks is not None and "hnet_vjepa" not in names:
+        raise UserError(f"--num_chunks {num_chunks}: only hnet_vjepa takes a budget of tokens")
+    more = {"hnet_vjepa": {} if num_chunks is None else {"num_chunks": num_chunks}}
+    cards = {name: _describe(name, places, frames, strict, more.get(name, {})) for name in names}
     _announce(cards)
     planned = cards[student].plan.frames
     if planned != frames:
@@ -58,10 +67,12 @@ def describe_all(
     return cards
 
 
-def _describe(name: str, places: Mapping[str, tuple[str, str | None]], frames: int, strict: bool) -> BackboneCard:
+def _describe(
+    name: str, places: Mapping[str, tuple[str, str | None]], frames: int, strict: bool, more: Mapping[str, int]
+) -> BackboneCard:
     checkpoint, revision = places.get(name, (None, None))
     try:
-        card = BACKBONES[name](checkpoint, revision, frames)
+        card = BACKBONES[name](checkpoint, revision, frames, **more)
     except WeightsUnavailable as error:
         if checkpoint is not None:  # weights that were named must be these weights
             raise UserError(f"--checkpoint {name}={checkpoint}: {error}") from error

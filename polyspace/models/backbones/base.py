@@ -32,9 +32,10 @@ class Classifier:
 class BackboneCard:
     """What is known of a backbone without its weights.
 
-    `backend` is "transformers" or "identity" (a stand-in: it is announced wherever its features go); `digest`
-    identifies the weights' bytes; `pooling` says what the clip feature is; `trained` what the weights learned from;
-    `classifier` loads the checkpoint's own head where it has one that reads the clip feature.
+    `backend` is "transformers", "polyspace" (pretrained by us) or "identity" (a stand-in: it is announced wherever its
+    features go); `digest` identifies the weights' bytes; `pooling` says what the clip feature is; `trained` what the
+    weights learned from; `classifier` loads the checkpoint's own head where it has one that reads the clip feature;
+    `count` counts the FLOPs of a batch where they depend on the clip's content and the meta device can't tell.
     """
 
     name: str
@@ -51,6 +52,7 @@ class BackboneCard:
     trained: str = ""
     why: str = ""
     classifier: Callable[[], Classifier | None] = field(default=lambda: None, compare=False, repr=False)
+    count: Callable[[int], int] | None = field(default=None, compare=False, repr=False)
 
     @property
     def input_shape(self) -> tuple[int, int, int, int]:
@@ -74,6 +76,8 @@ class BackboneCard:
 
     def flops(self, batch: int = 1) -> int:
         """Floating point operations of one forward, 2 a multiply-add, attention included; no weights are needed."""
+        if self.count is not None:
+            return self.count(batch)
         with torch.device("meta"):
             model = self.skeleton().eval()
             video = torch.empty(batch, *self.input_shape)

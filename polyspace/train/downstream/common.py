@@ -11,10 +11,10 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from polyspace.config import Config, validate
+from polyspace.config import Config
+from polyspace.models.vjepa.saved import find_encoder, load_encoder, read_encoder, save_encoder
 from polyspace.models.vjepa.vit import HNetViT, TubeletViT
 from polyspace.report.figures import curves_figure
-from polyspace.train.encoders import EncoderConfig, load_encoder, save_encoder
 from polyspace.train.engine import PlainEngine
 from polyspace.train.loop import fit
 from polyspace.train.optim import build_adamw
@@ -66,11 +66,9 @@ class Start:
 
 def encoder_folder(init_from: Path | None, work_dir: Path, phase: str) -> Path:
     """Where the phase's encoder lies; a UserError says what to do where there is none."""
-    tried = [work_dir] if init_from is None else [init_from]
-    for base in tried:
-        for folder in (base, base / "pretrain"):
-            if (folder / "encoder.json").is_file():
-                return folder
+    found = find_encoder(work_dir if init_from is None else init_from)
+    if found is not None:
+        return found
     if init_from is None:
         raise UserError(
             f"{phase} needs an encoder, and {work_dir / 'pretrain'} has none: run the pretrain phase first, or give "
@@ -82,7 +80,7 @@ def encoder_folder(init_from: Path | None, work_dir: Path, phase: str) -> Path:
 def load_start(config: Any, phase: str) -> Start:
     """Load the encoder that a run's phase begins with; UserError where the configuration asks for another shape."""
     folder = encoder_folder(getattr(config, phase).init_from or config.init_from, config.work_dir, phase)
-    about = read_json(folder / "encoder.json", "encoder")
+    about = read_encoder(folder)
     for key, wanted in config.encoder.model_dump(exclude_unset=True).items():
         has = about["encoder"].get(key)
         if wanted is not None and (list(wanted) if isinstance(wanted, tuple) else wanted) != has:
@@ -164,8 +162,7 @@ def save_learned(folder: Path, start: Start, encoder: HNetViT | TubeletViT | Non
     """The encoder beside the phase's own files, where part of it has learned; the files."""
     if unfreeze == "none" or encoder is None:
         return []
-    shape = validate(EncoderConfig, start.values, str(start.folder / "encoder.json"))
-    save_encoder(folder, encoder, shape, {"init_from": str(start.folder), "learned": unfreeze}, start.scale)
+    save_encoder(folder, encoder, start.values, {"init_from": str(start.folder), "learned": unfreeze}, start.scale)
     return [folder / "encoder.safetensors"]
 
 
@@ -177,7 +174,7 @@ def link(folder: Path, start: Start) -> dict[str, str]:
 def linked_encoder(folder: Path, about: dict[str, Any]) -> Path:
     """The folder of the encoder that `link` named; UserError where another one lies there now."""
     place = folder / about["encoder"]
-    if read_json(place / "encoder.json", "encoder")["sha256"] != about["encoder_sha256"]:
+    if read_encoder(place)["sha256"] != about["encoder_sha256"]:
         raise UserError(f"{folder} was trained on another encoder than the one in {place}")
     return place
 

@@ -1,0 +1,65 @@
+"""An encoder on disk: encoder.safetensors, and encoder.json with how to build it and what goes in."""
+
+import inspect
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from polyspace.models.vjepa.vit import HNetViT, TubeletViT
+from polyspace.utils.checkpoint_io import load_strict, load_tensors, read_json, save_tensors, sha256_file, write_json
+from polyspace.utils.errors import UserError, did_you_mean
+
+ARCHITECTURES: dict[str, type[HNetViT] | type[TubeletViT]] = {"hnet": HNetViT, "tubelet": TubeletViT}
+
+
+def make_encoder(values: dict[str, Any], where: str = "encoder") -> HNetViT | TubeletViT:
+    """`values`: `arch`, and every argument of its constructor; `preset` is a remark. UserError names what is wrong."""
+    given: dict[str, Any] = {
+        k: tuple(v) if isinstance(v, list) else v for k, v in values.items() if k not in ("arch", "preset")
+    }
+    arch = values.get("arch")
+    if arch not in ARCHITECTURES:
+        raise UserError(f"{where}: arch {arch!r} is unknown{did_you_mean(str(arch), ARCHITECTURES)}")
+    known = inspect.signature(ARCHITECTURES[arch]).parameters
+    for key in given:
+        if key not in known:
+            raise UserError(f"{where}: {key} has no meaning for arch {arch}{did_you_mean(key, known)}")
+    try:
+        return ARCHITECTURES[arch](**given)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{where}: {error}") from error
+
+
+def save_encoder(
+    folder: Path, encoder: nn.Module, values: dict[str, Any], data: dict[str, Any], input: dict[str, Any]
+) -> None:
+    """`values` as for `make_encoder`; `data`: what it learned from; `input`: frames, size, mean, std."""
+    save_tensors(folder / "encoder.safetensors", encoder.state_dict())
+    about = {"version": 1, "encoder": values, "data": data, "input": input}
+    write_json(folder / "encoder.json", about | {"sha256": sha256_file(folder / "encoder.safetensors")})
+
+
+def find_encoder(base: Path) -> Path | None:
+    """The folder of an encoder: `base`, or the pretraining phase of a run there; None where neither holds one."""
+    return next((f for f in (base, base / "pretrain") if (f / "encoder.json").is_file()), None)
+
+
+def read_encoder(folder: Path) -> dict[str, Any]:
+    """What encoder.json says: `encoder`, `data`, `input`, `sha256`."""
+    about = read_json(folder / "encoder.json", "encoder")
+    if not {"encoder", "sha256"} <= about.keys():
+        raise UserError(f"{folder / 'encoder.json'} is not an encoder's")
+    return about
+
+
+def load_encoder(folder: Path) -> HNetViT | TubeletViT:
+    """The encoder that `save_encoder` wrote, in eval mode. UserError for a missing, damaged or unfit file."""
+    about, file = read_encoder(folder), folder / "encoder.safetensors"
+    if not file.is_file():
+        raise UserError(f"encoder {file} does not exist")
+    if sha256_file(file) != about["sha256"]:
+        raise UserError(f"{file} is damaged: its sha256 is not the recorded one")
+    encoder = make_encoder(about["encoder"], str(folder / "encoder.json"))
+    load_strict(encoder, load_tensors(file, "encoder"), folder)
+    return encoder.eval()

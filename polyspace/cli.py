@@ -16,6 +16,7 @@ VERBS = {
     "train": ("polyspace.train.run", "train H-Net V-JEPA phase by phase (main.py)"),
     "fit": ("polyspace.train.fit_videos", "your own videos through the phases that make sense, with a report"),
     "collect": ("polyspace.train.collect_episodes", "record episodes in the Push-T simulator for the action phase"),
+    "bundle": ("polyspace.bundle.gather", "student, converters and heads in one folder that polyspace.load reads"),
     "labels-curve": ("polyspace.train.labels_curve", "fusion and student only on shares of the labels, over seeds"),
     "demo": ("polyspace.train.demo", "the whole job on generated clips, with a report"),
     "make-backbones": ("polyspace.train.embedded.make", "train the demo's four small backbones from nothing"),

@@ -107,9 +107,10 @@ def save_action(folder: Path, phase: ActionPhase, c: ActionConfig, start: Start,
     return [file]
 
 
-def load_world(folder: Path) -> tuple[WorldModel, dict[str, Any]]:
+def load_world(folder: str | Path) -> tuple[WorldModel, dict[str, Any]]:
     """The world model that `save_action` wrote, in eval mode, and what there is to know about it: `size`, the pixels'
     `mean` and `std`, `energy`."""
+    folder = Path(folder)
     about = read_json(folder / "action.json", "world model")
     file = folder / "action.safetensors"
     state = load_tensors(file, "world model")

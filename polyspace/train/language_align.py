@@ -226,8 +226,9 @@ def save_language(folder: Path, phase: LanguagePhase, config: LanguageConfig, st
     return [file, *save_learned(folder, start, phase.reader.encoder, config.unfreeze)]
 
 
-def load_language(folder: Path) -> tuple[TwoTowers, TextEncoder]:
+def load_language(folder: str | Path) -> tuple[TwoTowers, TextEncoder]:
     """What `save_language` wrote, in eval mode: the towers, and the text encoder that feeds them."""
+    folder = Path(folder)
     about = read_json(folder / "language.json", "language model")
     file = folder / "language.safetensors"
     state = load_tensors(file, "language model")

@@ -28,9 +28,9 @@ from polyspace.train.downstream.common import (
     note,
     save_learned,
 )
+from polyspace.train.downstream.saved_probe import save_probe
 from polyspace.train.downstream.tokens import TokenReader, Tokens, batches, encode_source
 from polyspace.train.phase import Phase, StepOutput
-from polyspace.utils.checkpoint_io import save_tensors, sha256_file, write_json
 from polyspace.utils.errors import UserError
 from polyspace.utils.log import say
 from polyspace.utils.metrics import average_precision, bootstrap_interval, top_k_hits
@@ -186,11 +186,8 @@ def _run(config: Any, c: ProbeConfig, start: Start, parts: Parts, folder: Path, 
     names = attribute_names() if c.labels == "attributes" else parts.classes
     depends = {"data": parts.about, "encoder": start.sha256, "probe": c.model_dump(mode="json")}
     first, last, phase = train_probe(config, c, start.encoder, parts, len(names), folder, device, depends)
-    file = folder / "probe.safetensors"
-    state = {"mean": phase.mean, "std": phase.std} | {f"head.{k}": v for k, v in phase.head.state_dict().items()}
-    save_tensors(file, state)
-    about = {"version": 1, "pooling": c.pooling, "loss": c.loss, "classes": names, "dim": start.encoder.dim}
-    write_json(folder / "probe.json", about | link(folder, start) | {"sha256": sha256_file(file)})
+    about = {"pooling": c.pooling, "loss": c.loss, "classes": names, "dim": start.encoder.dim} | link(folder, start)
+    file = save_probe(folder, phase.head, phase.mean, phase.std, about)
     files = [file, *save_learned(folder, start, phase.reader.encoder, c.unfreeze)]
     key = "accuracy" if c.loss == "ce" else "mean_average_precision"
     control = None

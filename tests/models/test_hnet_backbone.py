@@ -83,14 +83,14 @@ def test_the_student_of_the_house_is_found_by_name_and_faults_are_sentences(run,
     assert "was pretrained on clips of 6 frames" in capsys.readouterr().err
     with pytest.raises(UserError, match="only hnet_vjepa takes a budget"):
         describe_all("identity", [], 6, num_chunks=5)
-    with pytest.raises(UserError, match="no encoder.json there"):
+    with pytest.raises(UserError, match=r"no encoder\.json there"):
         card(run / "nowhere")
     with pytest.raises(UserError, match="whole steps of 2"):
         card(run / "hnet", frames=7)
     with pytest.raises(UserError, match="has fixed tubelets"):
         card(run / "tubelet", num_chunks=4)
     assert describe_all("hnet_vjepa", ["identity"], 6)["hnet_vjepa"].backend == "identity"  # no weights: a stand-in
-    with pytest.raises(UserError, match="pretrained by main.py"):
+    with pytest.raises(UserError, match=r"pretrained by main\.py"):
         describe_all("hnet_vjepa", ["vivit"], 6, strict=True)
 
 

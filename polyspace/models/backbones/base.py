@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -35,7 +36,8 @@ class BackboneCard:
     `backend` is "transformers", "polyspace" (pretrained by us) or "identity" (a stand-in: it is announced wherever its
     features go); `digest` identifies the weights' bytes; `pooling` says what the clip feature is; `trained` what the
     weights learned from; `classifier` loads the checkpoint's own head where it has one that reads the clip feature;
-    `count` counts the FLOPs of a batch where they depend on the clip's content and the meta device can't tell.
+    `count` counts the FLOPs of a batch where they depend on the clip's content and the meta device can't tell;
+    `num_chunks` is the budget of tokens where one was asked for; `files` are the weights and their configuration.
     """
 
     name: str
@@ -53,6 +55,8 @@ class BackboneCard:
     why: str = ""
     classifier: Callable[[], Classifier | None] = field(default=lambda: None, compare=False, repr=False)
     count: Callable[[int], int] | None = field(default=None, compare=False, repr=False)
+    num_chunks: int | None = None
+    files: tuple[Path, ...] = field(default=(), compare=False, repr=False)
 
     @property
     def input_shape(self) -> tuple[int, int, int, int]:
@@ -68,7 +72,7 @@ class BackboneCard:
             "grid": list(self.grid),
             "pooling": self.pooling,
             "plan": {k: v for k, v in self.plan.as_dict().items() if k != "source"},
-        }
+        } | ({} if self.num_chunks is None else {"num_chunks": self.num_chunks})
 
     def about(self) -> dict[str, Any]:
         """What a manifest says of the space."""

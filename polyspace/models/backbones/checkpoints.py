@@ -54,6 +54,11 @@ def find_checkpoint(name_or_path: str, revision: str | None = None) -> Checkpoin
     return _from_hub(name_or_path, revision)
 
 
+def weight_files(folder: Path) -> tuple[Path, ...]:
+    """All that a checkpoint's folder needs to be loaded from elsewhere."""
+    return tuple(sorted({path for pattern in _FILES for path in folder.glob(pattern)}))
+
+
 def folder_digest(folder: Path) -> str:
     """Digest of config and weights, so that features know exactly which weights made them."""
     files = sorted([folder / "config.json", *folder.glob("*.safetensors")])

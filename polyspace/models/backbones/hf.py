@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from polyspace.models.backbones.base import Backbone, BackboneCard, Classifier
-from polyspace.models.backbones.checkpoints import Checkpoint, WeightsUnavailable, find_checkpoint
+from polyspace.models.backbones.checkpoints import Checkpoint, WeightsUnavailable, find_checkpoint, weight_files
 from polyspace.models.backbones.plans import default_plan, read_plan
 from polyspace.models.features import Features
 from polyspace.utils.errors import UserError
@@ -114,6 +114,7 @@ def describe(name: str, checkpoint: str | None, revision: str | None, frames: in
         load=lambda: _load(name, found, plan.crop, plan.frames, "fc_norm" in pooling),
         skeleton=lambda: _skeleton(name, config, plan.crop, plan.frames, "fc_norm" in pooling),
         trained=_trained(family, found, head),
+        files=weight_files(found.folder),
         classifier=lambda: _load_classifier(found, config) if head and pooling in _READ_BY_HEADS[name] else None,
     )
 

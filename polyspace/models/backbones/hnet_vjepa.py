@@ -76,6 +76,8 @@ def describe(checkpoint: str | None, revision: str | None, frames: int, num_chun
         skeleton=skeleton,
         trained=_trained(about.get("data", {})),
         count=lambda batch: _count(skeleton, (batch, frames, size, size, 3)),
+        num_chunks=num_chunks,
+        files=(folder / "encoder.json", folder / "encoder.safetensors"),
     )
 
 

@@ -136,15 +136,20 @@ def load_converters(path: Path) -> tuple[ConverterBank, dict[str, Any]]:
     """The bank and what stands beside it in the file; UserError for a file of another kind or version. Files of
     version 1 hold linear maps only and load as they are."""
     about = load_versioned(path, FORMAT, VERSION, "converters file", also=(1,))
-    state: dict[str, Tensor] = about.pop("state")
+    return bank_from_state(about.pop("state"), str(path)), about
+
+
+def bank_from_state(state: Mapping[str, Tensor], where: str) -> ConverterBank:
+    """The frozen bank whose state dict this is: names of tensors and their shapes tell all."""
     parts: dict[str, dict[str, Tensor]] = {}
-    for key, value in state.items():
-        _, name, rest = key.split(".", 2)
-        parts.setdefault(name, {})[rest] = value
     try:
-        return ConverterBank({name: _rebuilt(part) for name, part in parts.items()}).eval().requires_grad_(False), about
-    except (KeyError, RuntimeError) as error:
-        raise UserError(f"{path} lacks a part of a converter ({error})") from error
+        for key, value in state.items():
+            _, name, rest = key.split(".", 2)
+            parts.setdefault(name, {})[rest] = value
+        bank = ConverterBank({name: _rebuilt(part) for name, part in parts.items()})
+    except (KeyError, RuntimeError, ValueError) as error:
+        raise UserError(f"{where} lacks a part of a converter ({error})") from error
+    return bank.eval().requires_grad_(False)
 
 
 def _rebuilt(part: dict[str, Tensor]) -> Converter:

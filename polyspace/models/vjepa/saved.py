@@ -53,8 +53,9 @@ def read_encoder(folder: Path) -> dict[str, Any]:
     return about
 
 
-def load_encoder(folder: Path) -> HNetViT | TubeletViT:
+def load_encoder(folder: str | Path) -> HNetViT | TubeletViT:
     """The encoder that `save_encoder` wrote, in eval mode. UserError for a missing, damaged or unfit file."""
+    folder = Path(folder)
     about, file = read_encoder(folder), folder / "encoder.safetensors"
     if not file.is_file():
         raise UserError(f"encoder {file} does not exist")

@@ -61,7 +61,8 @@ class PairSource:
             self.source = open_source(config)
             data, cards = self.source
             self.student, self.spaces = config.student, {name: card.about() for name, card in cards.items()}
-            self.fingerprint = sha256_json(store_settings(config, data, cards, config.tokens))
+            self.settings = store_settings(config, data, cards, config.tokens)
+            self.fingerprint = sha256_json(self.settings)
             groups, labels = [r.group for r in data.records], [r.label for r in data.records]
         else:
             self.store = store = FeatureStore(config.features)
@@ -70,7 +71,7 @@ class PairSource:
                 raise UserError(f"{store.path} holds no tokens; featurize with --tokens, or leave out --tokens here")
             names = (store.student, *config.teachers)
             self.student, self.spaces = store.student, {name: store.spaces[name] for name in names}
-            self.fingerprint = store.fingerprint
+            self.settings, self.fingerprint = store.manifest["settings"], store.fingerprint
             groups, labels = store.groups, [clip["label"] for clip in store.manifest["clips"]]
         self.held = hold_out(groups, labels, config.holdout, config.seed)
 

@@ -1,0 +1,268 @@
+"""PolySpace as a library: videos in, features of any space, classes and neighbours out.
+
+ps = polyspace.load("bundle")
+ps.encode("clip.mp4", space="videomae")
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from huggingface_hub import ModelHubMixin, snapshot_download
+from jaxtyping import Float
+from torch import Tensor
+
+from polyspace.bundle.files import load_bundle, save_bundle
+from polyspace.bundle.gather import gather
+from polyspace.bundle.parts import Bundle
+from polyspace.data.extract import Views, decode_clip
+from polyspace.data.feature_store import FeatureStore
+from polyspace.data.sampling import Sampling
+from polyspace.data.transforms import prepare
+from polyspace.models.backbones.hnet_vjepa import HouseBackbone
+from polyspace.models.spaces.tokens import resample_tokens
+from polyspace.models.vjepa.encoded import Encoded
+from polyspace.models.vjepa.vit import HNetViT
+from polyspace.train.alignment.fusion_phase import LABELS
+from polyspace.utils.errors import UserError, did_you_mean
+from polyspace.utils.misc import get_device
+
+Video = str | Path | np.ndarray | Tensor
+LANGUAGE = "language"  # the space that clips share with sentences
+BATCH = 8  # clips a forward
+CHOICES = {label: name for name, label in LABELS.items()}
+HUB_OPTIONS = ("revision", "cache_dir", "token", "local_files_only", "force_download")
+
+
+@dataclass(frozen=True)
+class Neighbour:
+    """A clip of a store, and its cosine to what was asked for."""
+
+    id: str
+    score: float
+
+
+class PolySpace(ModelHubMixin):
+    """One student, and every space that it serves. Made by `polyspace.load`, `from_pretrained` or from a Bundle.
+
+    A video is a path, or uint8 (T,H,W,3) of a whole clip, from which frames are sampled as in training. One video gives
+    one result, a list of them a batch. `spaces` are the names that `encode` takes, with their dims.
+    """
+
+    def __init__(self, bundle: Bundle, device: str | torch.device = "auto") -> None:
+        self._hub_mixin_config = None  # bundle.json is all there is; the mixin would write its own beside it
+        self.bundle, self.device = bundle, get_device(str(device))
+        self.backbone = bundle.card.load().to(self.device)
+        for part in (bundle.converters, bundle.tokens, bundle.heads):
+            if part is not None:
+                part.to(self.device)
+        self._language = bundle.language()
+        self._probe = bundle.probe()
+        if self._language is not None:
+            self._language[0].to(self.device), self._language[1].to(self.device)
+        if self._probe is not None:
+            self._probe.to(self.device)
+
+    @property
+    def student(self) -> str:
+        return self.bundle.card.name
+
+    @property
+    def spaces(self) -> dict[str, int]:
+        """Name and dims of each space, the student's own first."""
+        served = {} if self.bundle.converters is None else self.bundle.converters.dims
+        text = {} if self._language is None else {LANGUAGE: self._language[0].video.fc2.out_features}
+        return {self.student: self.bundle.card.dim} | served | text
+
+    @property
+    def classes(self) -> list[str]:
+        """What `classify` tells apart; empty where nothing was trained to."""
+        return self.bundle.classes or (self._probe.classes if self._probe is not None else [])
+
+    @torch.inference_mode()
+    def encode(
+        self,
+        videos: Video | Sequence[Video],
+        space: str | None = None,
+        *,
+        num_chunks: int | None = None,
+        tokens: bool = False,
+    ) -> Float[Tensor, "*shape"]:
+        """Features on the CPU: (D,) of one video, (B,D) of a list; with `tokens` (N,D) or (B,N,D) on the grid of the
+        space. `num_chunks`: the budget of this call, for a student that chooses its tokens. UserError for an unknown
+        space, VideoError for a file that can't be read."""
+        self._check_space(space, tokens)
+        one, parts = _batches(videos)
+        out = [self._encode(part, space, num_chunks, tokens) for part in parts]
+        made = torch.cat(out) if out else torch.empty(0, self.spaces[space or self.student])
+        return made[0] if one else made
+
+    def _encode(self, videos: list[Video], space: str | None, num_chunks: int | None, tokens: bool) -> Tensor:
+        clips = self._clips(videos)
+        if space == LANGUAGE:
+            assert self._language is not None
+            seen = self._chunks(clips, num_chunks)
+            return self._language[0].embed_video(seen.tokens, seen.valid).cpu()
+        found = self._with_budget(num_chunks)(clips)
+        if space is None or space == self.student:
+            return (found.tokens if tokens else found.pooled).float().cpu()
+        if tokens:
+            assert self.bundle.tokens is not None
+            grid = tuple(self.bundle.spaces[space]["grid"])
+            return self.bundle.tokens[space](resample_tokens(found.tokens.float(), self.bundle.card.grid, grid)).cpu()
+        assert self.bundle.converters is not None
+        return self.bundle.converters[space](found.pooled.float()).cpu()
+
+    @torch.inference_mode()
+    def embed_text(self, texts: str | Sequence[str]) -> Float[Tensor, "*shape"]:
+        """Unit vectors of sentences in the space `language`: (E,) of one, (B,E) of a list."""
+        if self._language is None:
+            raise UserError("nothing here reads text; bundle a run that has the language phase")
+        towers, text = self._language
+        one = isinstance(texts, str)
+        made = towers.embed_text(text([texts] if isinstance(texts, str) else list(texts))).cpu()
+        return made[0] if one else made
+
+    @torch.inference_mode()
+    def classify(
+        self, videos: Video | Sequence[Video], k: int = 5, head: str | None = None
+    ) -> list[tuple[str, float]] | list[list[tuple[str, float]]]:
+        """The k most likely classes with their probability, best first; a list of these for a list of videos.
+
+        `head`: fusion, student or probe; by default the one of fusion and student that held-out clips chose, else the
+        probe. A probe of several classes a clip gives each its own probability.
+        """
+        one, parts = _batches(videos)
+        head = head or (CHOICES[self.bundle.choice["head"]] if self.bundle.heads is not None else "probe")
+        logits = [self._scores(self._clips(part), head) for part in parts]
+        several = head == "probe" and self._probe is not None and self._probe.several
+        chances = torch.cat(logits).sigmoid() if several else torch.cat(logits).softmax(-1)
+        names = self._probe.classes if head == "probe" and self._probe is not None else self.classes
+        top = chances.topk(min(k, len(names)), -1)
+        rows = [
+            [(names[i], p) for i, p in zip(index.tolist(), value.tolist(), strict=True)]
+            for index, value in zip(top.indices, top.values, strict=True)
+        ]
+        return rows[0] if one else rows
+
+    def _scores(self, clips: Tensor, head: str) -> Tensor:
+        known = ["fusion", "student"] if self.bundle.heads is not None else []
+        known += ["probe"] if self._probe is not None else []
+        if head not in known:
+            raise UserError(f"head {head!r} is not in this bundle; it has {', '.join(known) or 'none'}")
+        if head == "probe":
+            assert self._probe is not None
+            seen = self._chunks(clips, None)
+            return self._probe(seen.tokens, seen.valid).cpu()
+        assert self.bundle.heads is not None
+        return self.bundle.heads(self.backbone(clips).pooled.float())[head].cpu()
+
+    @torch.inference_mode()
+    def nearest(
+        self, query: Video, store: FeatureStore | str | Path, space: str | None = None, k: int = 10
+    ) -> list[Neighbour]:
+        """The k clips of a feature store whose features are most like the query's, in `space`.
+
+        The store's own features of that space where it holds them, so that a store of a teacher can be asked with the
+        student's translation; else its student's, translated too. A query that is a vector (D,) is taken as it is.
+        """
+        found = store if isinstance(store, FeatureStore) else FeatureStore(store)
+        name = space or self.student
+        vector = query if isinstance(query, Tensor) and query.ndim == 1 else self.encode(query, space)
+        rows = self._rows(found, name)
+        if rows.shape[1] != len(vector):
+            raise UserError(f"the query has {len(vector)} dims, {found.path} has {rows.shape[1]} in space {name}")
+        score, index = (F.normalize(rows, dim=1) @ F.normalize(vector.float(), dim=0)).topk(min(k, len(rows)))
+        ids = found.ids
+        return [Neighbour(ids[i], s) for i, s in zip(index.tolist(), score.tolist(), strict=True)]
+
+    def _rows(self, store: FeatureStore, space: str) -> Tensor:
+        if space in store.spaces:
+            return store.features(space)
+        own = store.spaces.get(self.student, {})
+        if self.bundle.converters is None or space not in self.bundle.converters.dims:
+            raise UserError(f"{store.path} holds no space {space}{did_you_mean(space, store.spaces)}")
+        if own.get("digest") != self.bundle.card.digest:
+            raise UserError(f"{store.path} holds neither {space} nor features of this {self.student}")
+        return self.bundle.converters[space](store.features(self.student).to(self.device)).cpu()
+
+    def _check_space(self, space: str | None, tokens: bool) -> None:
+        known = list(self.spaces)
+        if tokens:
+            known = [self.student, *(self.bundle.tokens.dims if self.bundle.tokens is not None else [])]
+        if space is not None and space not in known:
+            what = "tokens of space" if tokens else "space"
+            raise UserError(f"{what} {space!r} is not served here{did_you_mean(space, known)}; {', '.join(known)} are")
+
+    def _clips(self, videos: list[Video]) -> Float[Tensor, "B T H W 3"]:
+        plan, sampling = self.bundle.card.plan, Sampling.parse(self.bundle.sampling)
+        made = []
+        for video in videos:
+            if isinstance(video, str | Path):
+                frames = decode_clip(Path(video), {"": plan}, Views(sampling), plan.frames)[0][""][0]
+            else:
+                whole = torch.as_tensor(video)
+                if whole.ndim != 4 or whole.shape[-1] != 3 or whole.dtype != torch.uint8:
+                    raise UserError(f"a video is a path or uint8 (T,H,W,3), not {whole.dtype} {tuple(whole.shape)}")
+                if sampling.kind == "fps":
+                    raise UserError(f"frames are sampled as {sampling}, which needs a file with its rate")
+                frames = whole[sampling.pick(len(whole), plan.frames, 0.0)[0]]
+            made.append(prepare(frames, plan))
+        return torch.cat(made).to(self.device)
+
+    def _with_budget(self, num_chunks: int | None) -> Any:
+        if num_chunks is None:
+            return self.backbone
+        if not isinstance(self.backbone, HouseBackbone) or not isinstance(self.backbone.encoder, HNetViT):
+            raise UserError(f"num_chunks {num_chunks}: {self.student} does not choose its tokens")
+        return HouseBackbone(self.backbone.encoder, num_chunks)
+
+    def _chunks(self, clips: Tensor, num_chunks: int | None) -> Encoded:
+        """What language and probe were trained on: the student's own tokens."""
+        assert isinstance(self.backbone, HouseBackbone)
+        if num_chunks is None or not isinstance(self.backbone.encoder, HNetViT):
+            return self.backbone.encoder.encode(clips)
+        return self.backbone.encoder.encode(clips, num_chunks=num_chunks)
+
+    def _save_pretrained(self, save_directory: Path) -> None:
+        save_bundle(self.bundle, Path(save_directory))
+
+    @classmethod
+    def _from_pretrained(cls, *, model_id: str, **options: Any) -> "PolySpace":
+        """`model_id`: a folder, or a repository of the hub; `student` and `device` as in `load`."""
+        hub = {key: options[key] for key in HUB_OPTIONS if key in options}
+        folder = Path(model_id) if Path(model_id).is_dir() else Path(snapshot_download(model_id, **hub))
+        return load(folder, **{key: options[key] for key in ("student", "device") if key in options})
+
+
+def _batches(videos: Video | Sequence[Video]) -> tuple[bool, list[list[Video]]]:
+    """Whether it is one video, and all of them in parts of a forward's size."""
+    if isinstance(videos, str | Path | np.ndarray | Tensor):
+        return True, [[videos]]
+    every = list(videos)
+    return False, [every[i : i + BATCH] for i in range(0, len(every), BATCH)]
+
+
+def load(
+    folder: str | Path, *, student: str | None = None, device: str = "auto", num_chunks: int | None = None
+) -> PolySpace:
+    """A bundle's folder, or that of a main.py run (its encoder, and language and probe where it has them).
+
+    `student`: where the bundle's student lies, if not where it was; `num_chunks`: a run's budget of tokens, for
+    every call.
+    UserError for a folder that is neither, a damaged file, or a bundle of a newer release.
+    """
+    place = Path(folder).expanduser()
+    if (place / "bundle.json").is_file():
+        bundle = load_bundle(place, student)
+        if num_chunks is not None:
+            raise UserError("a bundle keeps the budget it was made with; give num_chunks to single calls")
+    elif place.is_dir():
+        bundle = gather(run=place, num_chunks=num_chunks)
+    else:
+        raise UserError(f"{place} is not a folder")
+    return PolySpace(bundle, device)

@@ -1,0 +1,1 @@
+"""A student, the converters to other spaces and the heads in one folder."""

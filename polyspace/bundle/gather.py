@@ -1,0 +1,164 @@
+"""A bundle from what the commands wrote, and `polyspace bundle`, which writes it."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field
+
+from polyspace.bundle.files import save_bundle
+from polyspace.bundle.parts import Bundle
+from polyspace.config import Config, parse
+from polyspace.models.backbones import BackboneCard, describe_all
+from polyspace.models.spaces.converters import ConverterBank, load_converters
+from polyspace.models.vjepa.saved import find_encoder, read_encoder
+from polyspace.train.train_fusion import load_heads
+from polyspace.utils.checkpoint_io import read_json, sha256_file, try_writing
+from polyspace.utils.errors import UserError
+from polyspace.utils.log import say
+
+HEADS = ("fusion", "student")
+SCORES = ("heads", "difference", "translation", "retained", "cost")  # of an evaluation, kept in the bundle
+
+
+class BundleConfig(Config):
+    converters: Path | None = Field(None, description="file written by train-converter")
+    tokens: Path | None = Field(None, description="file written by train-converter --tokens")
+    fusion: Path | None = Field(None, description="file written by train-fusion")
+    run: Path | None = Field(None, description="folder of a main.py run: encoder, language, probe")
+    student: str | None = Field(None, description="where the student's weights lie, if not where they were")
+    evaluation: Path | None = Field(None, description="eval_….json, for the model card")
+    with_student: bool = Field(True, description="copy the student's weights, too (never those of the hub)")
+    out: Path = Field(description="folder of the bundle")
+
+
+def gather(
+    *,
+    converters: Path | None = None,
+    tokens: Path | None = None,
+    fusion: Path | None = None,
+    run: Path | None = None,
+    student: str | None = None,
+    num_chunks: int | None = None,
+    metrics: dict[str, Any] | None = None,
+) -> Bundle:
+    """A bundle from what the commands wrote: `converters` and `tokens` of train-converter (the latter with --tokens),
+    `fusion` of train-fusion, `run` the folder of main.py (its encoder is the student unless the converters name
+    another). `student`: where the converters' student lies now, if not where it was; `num_chunks`: a run's budget of
+    tokens (converters bring theirs). UserError where parts don't fit.
+    """
+    if fusion is not None and converters is None:
+        raise UserError("a fusion head needs its converters: give both files")
+    bank, about = load_converters(converters) if converters is not None else (None, None)
+    token_bank, token_about = load_converters(tokens) if tokens is not None else (None, None)
+    for path, known, wants in ((converters, about, False), (tokens, token_about, True)):
+        if known is not None and bool(known.get("tokens")) != wants:
+            raise UserError(f"{path} converts {'clip features' if wants else 'tokens'}")
+    first = about or token_about
+    card = _student(first, run, student, num_chunks)
+    spaces: dict[str, Any] = {card.name: card.about()}
+    for path, known in ((converters, about), (tokens, token_about)):
+        if known is not None:
+            _same_student(path, known, card)
+            spaces |= {name: space for name, space in known["spaces"].items() if name != card.name}
+    made = Bundle(card, spaces=spaces, converters=bank, tokens=token_bank, metrics=metrics or {})
+    if about is not None:
+        found = {"kind": about["kind"], "held_out": kept_scores(about)}
+        made = replace(made, sampling=about.get("sampling", made.sampling), **found)
+    if token_about is not None:
+        made = replace(made, tokens_held_out=kept_scores(token_about))
+    if fusion is not None:
+        assert bank is not None and converters is not None
+        made = _with_heads(made, fusion, bank, converters)
+    return replace(made, folders=_phases(run, card)) if run is not None else made
+
+
+def kept_scores(about: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Held-out scores of the kind of converter that was kept, for each space."""
+    kind = about["kind"]
+    return {name: entry["kinds"][kind] | {"clips": entry["held_out"]} for name, entry in about["held_out"].items()}
+
+
+def _student(about: dict[str, Any] | None, run: Path | None, given: str | None, num_chunks: int | None) -> BackboneCard:
+    if about is None:
+        if run is None:
+            raise UserError("a bundle needs converters, or a run of main.py with an encoder")
+        if find_encoder(run) is None:
+            raise UserError(f"{run} holds no encoder (no encoder.json there or in its pretrain/)")
+        return house_card(run, num_chunks)
+    name = about["student"]
+    known = about["spaces"][name]
+    place = given or known["checkpoint"]
+    options = [] if known["backend"] == "identity" else [f"{name}={place}"]
+    frames = known["plan"]["frames"]
+    return describe_all(name, [], frames, options, num_chunks=known.get("num_chunks"))[name]
+
+
+def house_card(folder: Path, num_chunks: int | None = None) -> BackboneCard:
+    """The card of an encoder of our own, for clips as long as those it learned from."""
+    place = find_encoder(folder)
+    assert place is not None
+    learned = (read_encoder(place).get("input") or {}).get("frames", 16)
+    options = [f"hnet_vjepa={place}"]
+    return describe_all("hnet_vjepa", [], learned, options, num_chunks=num_chunks)["hnet_vjepa"]
+
+
+def _same_student(path: Path | None, about: dict[str, Any], card: BackboneCard) -> None:
+    known = about["spaces"].get(card.name, {})
+    for key, word in (("digest", "weights"), ("pooling", "pooling"), ("dim", "dims")):
+        if known.get(key) != card.identity()[key]:
+            raise UserError(f"{path} was fitted on other {word} of {card.name} than those of {card.checkpoint}")
+
+
+def _with_heads(made: Bundle, fusion: Path, bank: ConverterBank, converters: Path) -> Bundle:
+    heads, about = load_heads(fusion, bank)
+    if about["converters_sha256"] != sha256_file(converters):
+        raise UserError(f"{fusion} was trained with other converters than {converters}")
+    for name in set(heads.heads) - set(HEADS):  # controls are for reports
+        del heads.heads[name]
+        del heads.banks[name]
+    scores = {"fusion_held_out": about["held_out"]} | made.metrics
+    return replace(made, heads=heads, classes=about["classes"], choice=about["choice"], metrics=scores)
+
+
+def _phases(run: Path, card: BackboneCard) -> dict[str, Path]:
+    """Language and probe of a run, where it has them and they read this student."""
+    found = {}
+    for name in ("language", "probe"):
+        file = run / name / f"{name}.json"
+        if (
+            file.is_file()
+            and read_json(file)["encoder_sha256"] == card.digest
+            and not (run / name / "encoder.json").is_file()
+        ):
+            found[name] = run / name
+    return found
+
+
+def main(argv: Sequence[str]) -> int:
+    config = parse(
+        BundleConfig,
+        argv,
+        prog="polyspace bundle",
+        about="Student, converters and heads in one folder with a model card; polyspace.load reads it.",
+        example="polyspace bundle --converters checkpoints/converters/converters_ep10.pt "
+        "--fusion checkpoints/fusion/fusion_ep5.pt --out bundle",
+    )
+    metrics = {}
+    if config.evaluation is not None:
+        found = read_json(config.evaluation, "evaluation")
+        kept = {key: found[key] for key in SCORES if found.get(key) is not None}
+        metrics["evaluation"] = kept | {key: found[key] for key in ("dataset", "split", "generated", "clips", "chance")}
+    made = gather(
+        converters=config.converters,
+        tokens=config.tokens,
+        fusion=config.fusion,
+        run=config.run,
+        student=config.student,
+        metrics=metrics,
+    )
+    try_writing(config.out)
+    save_bundle(made, config.out, config.with_student)
+    say(f"{made.card.name} and {len(made.spaces) - 1} more spaces -> {config.out}")
+    return 0

@@ -1,0 +1,254 @@
+"""The library as a person uses it: a student pretrained here, teachers' spaces, heads, text, all from one folder."""
+
+import itertools
+import json
+import shlex
+import shutil
+import subprocess
+import sys
+
+import pytest
+import torch
+from conftest import WIDTH
+
+import polyspace
+from polyspace.bundle.files import VERSION, load_bundle, read_bundle
+from polyspace.bundle.gather import gather
+from polyspace.bundle.gather import main as bundle_main
+from polyspace.config import run_command
+from polyspace.data import featurize, synthetic
+from polyspace.data.feature_store import FeatureStore
+from polyspace.data.video import read_frames
+from polyspace.train import eval_downstream, train_converter, train_fusion
+from polyspace.train import run as phases
+from polyspace.utils.checkpoint_io import sha256_json, write_json
+from polyspace.utils.errors import UserError
+
+PHASES = {
+    "data": "clips=12 size=24 frames=6",
+    "encoder": "dim=32 depth=1 cell_dim=32",
+    "pretrain": "steps=2 batch=8",
+    "language": "steps=2 batch=8 clips=16 held_out=8 dim=16",
+    "probe": "steps=2 batch=8 clips=16 held_out=8 control=false",
+}
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory, checkpoints):
+    """A folder in which a run, a store, converters, token converters, fusion, an evaluation and a bundle were made."""
+    out = tmp_path_factory.mktemp("whole")
+    sets = " ".join(f"--set {part}.{item}" for part, items in PHASES.items() for item in items.split())
+    places = f"hnet_vjepa={out}/run videomae={checkpoints['videomae']} vivit={checkpoints['vivit']}"
+    backbones = f"--student hnet_vjepa --teachers videomae vivit --checkpoint {places} --frames 6"
+    source = f"--dataset hmdb51 --root {out}/data {backbones} --workers 0"
+    store, bank = f"{out}/features/features_hmdb51_train.json", f"{out}/converters/converters_ep2.pt"
+    lines = [
+        (synthetic.main, f"--layout hmdb51 --out {out}/data --clips 40 --classes 4 --height 32 --width 32 --frames 13"),
+        (phases.main, f"--work_dir {out}/run --sequence pretrain,language,probe {sets}"),
+        (featurize.main, f"{source} --split train --out {out}/features --tokens"),
+        (train_converter.main, f"--features {store} --teachers videomae vivit --epochs 2 --save_dir {out}/converters"),
+        (train_converter.main, f"--features {store} --teachers vivit --epochs 2 --tokens --save_dir {out}/tokens"),
+        (train_fusion.main, f"{source} --split train --features {out}/features --converters {bank} --epochs 2 "
+         f"--classes 4 --save_dir {out}/fusion --no-controls"),
+        (eval_downstream.main, f"{source} --split validation --features {out}/features --converters {bank} "
+         f"--fusion {out}/fusion/fusion_ep2.pt --no-latency"),
+        (bundle_main, f"--converters {bank} --tokens {out}/tokens/converters_ep2.pt "
+         f"--fusion {out}/fusion/fusion_ep2.pt --run {out}/run "
+         f"--evaluation {out}/fusion/eval_hmdb51_validation.json --out {out}/bundle"),
+    ]  # fmt: skip
+    for main, line in lines:
+        assert run_command(main, shlex.split(line)) == 0, line
+    return out
+
+
+@pytest.fixture(scope="module")
+def ps(made):
+    return polyspace.load(made / "bundle", device="cpu")
+
+
+@pytest.fixture(scope="module")
+def clip(made):
+    return sorted((made / "data").rglob("*.avi"))[0]
+
+
+def test_every_space_comes_from_one_video_and_a_list_is_the_same(ps, clip):
+    assert ps.spaces == {"hnet_vjepa": 32, "videomae": WIDTH, "vivit": WIDTH, "language": 16}
+    for space, dim in ps.spaces.items():
+        one, batch = ps.encode(clip, space=space), ps.encode([clip, str(clip)], space=space)
+        assert one.shape == (dim,) and batch.shape == (2, dim)
+        assert torch.allclose(batch[0], one, atol=1e-5) and torch.equal(batch[0], batch[1])
+    frames = read_frames(clip, range(13))
+    assert torch.allclose(ps.encode(frames), ps.encode(clip), atol=1e-5)
+    assert torch.allclose(ps.encode(frames.numpy(), "vivit"), ps.encode(clip, "vivit"), atol=1e-5)
+    assert ps.encode([], "vivit").shape[0] == 0
+
+
+def test_features_are_those_of_the_store(ps, made):
+    store = FeatureStore(made / "features" / "features_hmdb51_train.json")
+    paths = [next((made / "data").rglob(f"{i.split('/')[-1]}*")) for i in store.ids[:3]]
+    assert torch.allclose(ps.encode(paths), store.features("hnet_vjepa")[:3], atol=1e-5)
+
+
+def test_tokens_lie_on_the_grid_of_their_space(ps, clip):
+    t, h, w = ps.bundle.card.grid
+    assert ps.encode(clip, tokens=True).shape == (t * h * w, 32)
+    t, h, w = ps.bundle.spaces["vivit"]["grid"]
+    assert ps.encode([clip], "vivit", tokens=True).shape == (1, t * h * w, WIDTH)
+    with pytest.raises(UserError, match="tokens of space 'videomae' is not served"):
+        ps.encode(clip, "videomae", tokens=True)
+
+
+def test_a_budget_can_be_given_to_a_call(ps, clip):
+    few, all_of_them = ps.encode(clip, num_chunks=3), ps.encode(clip)
+    assert few.shape == all_of_them.shape and not torch.allclose(few, all_of_them)
+    assert ps.encode(clip, "language", num_chunks=3).norm().item() == pytest.approx(1, abs=1e-5)
+
+
+def test_classes_neighbours_and_sentences(ps, made, clip):
+    top = ps.classify(clip, k=3)
+    assert len(top) == 3 and {name for name, _ in top} <= set(ps.classes)
+    assert [p for _, p in top] == sorted((p for _, p in top), reverse=True)
+    assert sum(p for _, p in ps.classify([clip], k=4)[0]) == pytest.approx(1, abs=1e-5)
+    assert len(ps.classify(clip, head="probe", k=9)) == 6  # the probe's own classes
+    store = made / "features" / "features_hmdb51_train.json"
+    own = FeatureStore(store).ids
+    for space in ("hnet_vjepa", "vivit"):
+        found = ps.nearest(clip, store, space, k=4)
+        assert len(found) == 4 and {n.id for n in found} <= set(own)
+        assert all(a.score >= b.score for a, b in itertools.pairwise(found))
+    first = FeatureStore(store).features("vivit")[2]
+    assert ps.nearest(first, store, "vivit", k=1)[0].id == own[2]
+    text = ps.embed_text(["a red square moves left", "nothing"])
+    assert text.shape == (2, 16) and torch.allclose(text.norm(dim=1), torch.ones(2), atol=1e-5)
+
+
+def test_a_round_trip_gives_the_same_bits(ps, made, clip, tmp_path):
+    ps.save_pretrained(tmp_path / "again")
+    shutil.move(tmp_path / "again", tmp_path / "moved")
+    other = polyspace.PolySpace.from_pretrained(str(tmp_path / "moved"), device="cpu")
+    for space in ps.spaces:
+        assert torch.equal(other.encode(clip, space), ps.encode(clip, space))
+    assert torch.equal(other.encode(clip, "vivit", tokens=True), ps.encode(clip, "vivit", tokens=True))
+    assert other.classify(clip) == ps.classify(clip) and other.classify(clip, head="student") == ps.classify(
+        clip, head="student"
+    )
+    a, b = (read_bundle(folder) for folder in (made / "bundle", tmp_path / "moved"))
+    assert a["files"] == b["files"] and a["held_out"] == b["held_out"]
+
+
+def test_the_model_card_tells_data_errors_and_limits(made):
+    card = (made / "bundle" / "README.md").read_text()
+    for word in ("self-supervised on generated", "held-out clips", "R²", "95 % interval", "## Limits", "chance 0.250"):
+        assert word in card, word
+
+
+def rewritten(folder, **changes):
+    """bundle.json with other words and a sum that fits them."""
+    about = json.loads((folder / "bundle.json").read_text()) | changes
+    about = {k: v for k, v in about.items() if k != "sha256" and v is not None}
+    write_json(folder / "bundle.json", about | {"sha256": sha256_json(about)})
+
+
+@pytest.fixture
+def copy(made, tmp_path):
+    return shutil.copytree(made / "bundle", tmp_path / "copy")
+
+
+def test_a_newer_bundle_is_refused_and_an_older_one_migrated(copy, clip, ps):
+    rewritten(copy, format_version=VERSION + 1)
+    with pytest.raises(UserError, match="format version 3; this release reads up to 2"):
+        polyspace.load(copy)
+    about = json.loads((copy / "bundle.json").read_text())
+    parts = ("converters", "fusion")
+    for name in ("token_converters.safetensors", "language", "probe"):
+        place = copy / name
+        shutil.rmtree(place) if place.is_dir() else place.unlink()
+    rewritten(
+        copy,
+        format_version=1,
+        student=about["student"]["name"],
+        checkpoint="student",
+        sums={part: about["files"][f"{part}.safetensors"] for part in parts},
+        **dict.fromkeys(("files", "sampling", "tokens_held_out", "phases")),
+    )
+    old = polyspace.load(copy, device="cpu")
+    assert torch.equal(old.encode(clip, "vivit"), ps.encode(clip, "vivit")) and old.classify(clip) == ps.classify(clip)
+
+
+def test_a_tampered_file_is_refused_before_anything_is_built(copy, tmp_path):
+    fresh = sorted(p.relative_to(copy) for p in copy.rglob("*") if p.is_file() and p.name != "README.md")
+    assert len(fresh) >= 9
+    for name in fresh:
+        shutil.rmtree(tmp_path / "x", ignore_errors=True)
+        broken = shutil.copytree(copy, tmp_path / "x") / name
+        data = bytearray(broken.read_bytes())
+        data[len(data) // 2] ^= 1
+        broken.write_bytes(data)
+        with pytest.raises(UserError, match=r"damaged|not valid|is not"):
+            read_bundle(tmp_path / "x")
+    (copy / "converters.safetensors").unlink()
+    with pytest.raises(UserError, match="is missing"):
+        read_bundle(copy)
+
+
+def test_a_pickle_in_place_of_tensors_is_not_executed(copy, tmp_path):
+    code = f"import pickle\nclass Evil:\n  def __reduce__(self): return (open, ({str(tmp_path / 'ran')!r}, 'w'))\n"
+    code += f"open({str(copy / 'converters.safetensors')!r}, 'wb').write(pickle.dumps(Evil()))"
+    subprocess.run([sys.executable, "-c", code], check=True)
+    about = read_json_file(copy)
+    from polyspace.utils.checkpoint_io import sha256_file
+
+    files = about["files"] | {"converters.safetensors": sha256_file(copy / "converters.safetensors")}
+    rewritten(copy, files=files)  # even with a sum that fits
+    with pytest.raises(UserError, match="converters"):
+        load_bundle(copy)
+    assert not (tmp_path / "ran").exists()
+    rewritten(copy, files=files | {"../outside": "0" * 64})
+    with pytest.raises(UserError, match="outside its folder"):
+        read_bundle(copy)
+
+
+def read_json_file(folder):
+    return json.loads((folder / "bundle.json").read_text())
+
+
+def test_parts_that_do_not_fit_are_sentences(made, tmp_path):
+    bank, fusion = made / "converters" / "converters_ep2.pt", made / "fusion" / "fusion_ep2.pt"
+    tokens = made / "tokens" / "converters_ep2.pt"
+    with pytest.raises(UserError, match="needs its converters"):
+        gather(fusion=fusion)
+    with pytest.raises(UserError, match="needs converters, or a run"):
+        gather()
+    with pytest.raises(UserError, match="converts tokens"):
+        gather(converters=tokens)
+    with pytest.raises(UserError, match="holds no encoder"):
+        gather(run=made / "features")
+    with pytest.raises(UserError, match="is not a folder"):
+        polyspace.load(made / "nowhere")
+    other = shutil.copytree(made / "run" / "pretrain", tmp_path / "other")
+    about = json.loads((other / "encoder.json").read_text())
+    (other / "encoder.json").write_text(json.dumps(about | {"sha256": "0" * 64}))
+    with pytest.raises(UserError, match="fitted on other weights"):
+        gather(converters=bank, student=str(other))
+
+
+def test_bad_videos_and_names_are_sentences(ps, clip, made, tmp_path):
+    with pytest.raises(UserError, match="did you mean 'vivit'"):
+        ps.encode(clip, "vivid")
+    with pytest.raises(UserError, match="uint8 \\(T,H,W,3\\)"):
+        ps.encode(torch.zeros(4, 3, 8, 8))
+    (tmp_path / "x.mp4").write_bytes(b"no video")
+    with pytest.raises(UserError, match=r"x\.mp4"):
+        ps.encode(tmp_path / "x.mp4")
+    with pytest.raises(UserError, match="head 'prob' is not in this bundle"):
+        ps.classify(clip, head="prob")
+    with pytest.raises(UserError, match="holds no space"):
+        ps.nearest(clip, made / "features" / "features_hmdb51_train.json", "language")
+
+
+def test_a_run_alone_is_ready_to_use(made, clip):
+    run = polyspace.load(made / "run", device="cpu", num_chunks=4)
+    assert run.spaces == {"hnet_vjepa": 32, "language": 16} and run.bundle.card.num_chunks == 4
+    assert len(run.classify(clip, k=2)) == 2
+    with pytest.raises(UserError, match="keeps the budget"):
+        polyspace.load(made / "bundle", num_chunks=4)

@@ -5,7 +5,6 @@ from typing import Any
 import torch
 from pydantic import Field
 from torch import Tensor
-from torch.func import functional_call
 
 from polyspace.config import validate
 from polyspace.data.batch import VideoBatch
@@ -42,7 +41,6 @@ class ActionConfig(PhaseConfig):
     action_tokens: int = Field(4, ge=1, description="key-value tokens an action becomes")
     keypoints: int = Field(4, ge=0, description="keypoints that tell where what the actions move is; 0: none")
     keypoint_apart: int = Field(8, ge=1, description="steps over which keypoints learn the sum of the actions")
-    keypoint_weight: float = Field(0.1, ge=0, description="of what the predicted latents' keypoints are off by")
 
     @property
     def window(self) -> int:
@@ -51,9 +49,8 @@ class ActionConfig(PhaseConfig):
 
 
 class ActionPhase(Phase):
-    """loss = E(teacher-forced prediction of every next frame) + weight · E(rollout on own predictions), E being the
-    energy of the cells + keypoint_weight · |keypoints of the prediction − keypoints of the truth|; keypoints themselves
-    learn from the true latents and the actions only."""
+    """loss = E(teacher-forced prediction of every next frame) + weight · E(rollout on own predictions) + what the
+    keypoints' travel is off by; keypoints learn from true latents and actions only, and the predictor not from them."""
 
     places: Tensor
 
@@ -71,27 +68,17 @@ class ActionPhase(Phase):
         h = c.history
         weight = change_weight(z, c.change_weight)
         forced = self.predictor(z[:, :h], a[:, :h], self.places)
-        metrics, loss = self._off("teacher_forced", forced, z[:, 1 : h + 1], weight[:, :h])
+        loss = energy_loss(forced, z[:, 1 : h + 1], weight[:, :h], c.energy)
+        metrics = {"teacher_forced": loss}
         if c.rollout > 1:
             known = torch.cat([z[:, :h], forced[:, -1:]], 1)[:, -h:]
             out = self.predictor.rollout(known, a[:, 1:h], a[:, h : h + c.rollout - 1], self.places, h)
-            more, rolled = self._off("rollout", out, z[:, h + 1 : h + c.rollout], weight[:, h:])
-            metrics, loss = metrics | more, loss + c.rollout_weight * rolled
+            metrics["rollout"] = energy_loss(out, z[:, h + 1 : h + c.rollout], weight[:, h:], c.energy)
+            loss = loss + c.rollout_weight * metrics["rollout"]
         if self.keypoints is not None:
-            travel = self.travel(batch)
-            metrics["travel"] = travel_loss(*travel)
+            metrics["travel"] = travel_loss(*self.travel(batch))
             loss = loss + metrics["travel"]
         return StepOutput(loss, {key: value.detach() for key, value in metrics.items()})
-
-    def _off(self, name: str, predicted: Tensor, true: Tensor, weight: Tensor) -> tuple[dict[str, Tensor], Tensor]:
-        """What predicted latents are off by: its parts by name, and their weighted sum."""
-        cells = energy_loss(predicted, true, weight, self.config.energy)
-        if self.keypoints is None or not self.config.keypoint_weight:
-            return {name: cells}, cells
-        fixed = {key: value.detach() for key, value in self.keypoints.state_dict().items()}
-        seen, there = (functional_call(self.keypoints, fixed, (x, self.places)) for x in (predicted, true))
-        off = (seen - there).abs().mean()
-        return {name: cells, f"{name}_keypoints": off}, cells + self.config.keypoint_weight * off
 
     def travel(self, batch: VideoBatch) -> tuple[Tensor, Tensor, Tensor]:
         """Places of two frames of each item, and the sum of the actions between in their standard deviations."""

@@ -125,7 +125,7 @@ def page(out: dict[str, Any]) -> str:
         "# Planning from pictures in Push-T",
         "",
         "`python bench/planning.py`. Success and 95 % Wilson interval over the same starts and goals for all. The",
-        "model sees pictures of now and of the goal; the oracle is the same planner on the true simulator. The world model",
+        "model sees pictures of now and of the goal, the oracle plans alike on the true simulator. The world model",
         f"saves {world['gain']:.1%} of the energy of copying the last frame over five held-out steps, and "
         f"{world['gain_other_actions']:.1%} when told another episode's actions;",
         f"its keypoints tell {world['keypoint_travel']:.0%} of the travel's variance.",

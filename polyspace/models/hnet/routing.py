@@ -142,25 +142,22 @@ class SparseRouting(nn.Module):
             label, counts = renumber(components(a, b, edges.there & (edges.alike > self.gate.bound), slots), counts)
             run, a, b = (label.gather(1, x) for x in (run, a, b))
         if bool((counts > goal).any()):
-            size = run_sizes(run, valid, counts).to(likeness.code.dtype)
-            code = torch.where(valid[..., None], likeness.code, 0)
-            where = run.clamp_max(size.shape[1] - 1)[..., None].expand(code.shape)
-            total = code.new_zeros(*size.shape, code.shape[-1]).scatter_add(1, where, code)
-            parts, counts = renumber(merge_to(goal, counts, total, size, (a, b, edges.there & (a != b))), counts)
+            parts, counts = merge_runs((a, b, edges.there & (a != b)), likeness, run, valid, counts, goal)
             label = parts.gather(1, label.clamp_max(parts.shape[1] - 1))
         return label, counts
 
-    def contextualise(self, cells: Cells) -> Float[Tensor, "B V D"]:
+    def contextualise(self, cells: Cells, whole: bool = False) -> Float[Tensor, "B V D"]:
+        """`whole`: known to have no padding, so that nobody need look."""
         x = cells.x
         if len(self.blocks):
             x = x + sincos_code(cells.coords, x.shape[-1]).to(x.dtype)
-        pad = None if bool(cells.valid.all()) else ~cells.valid
+        pad = None if whole or bool(cells.valid.all()) else ~cells.valid
         for block in self.blocks:
             x = block(x, cells.grid, cells.index, pad)
         return torch.where(cells.valid[..., None], self.norm(x), 0)
 
-    def blocks_of(self, cells: Cells, fine: Float[Tensor, "B V D"]) -> Routing:
-        """Chunks of the fixed grid: its blocks with something visible, in order."""
+    def blocks_of(self, cells: Cells, fine: Float[Tensor, "B V D"], whole: bool = False) -> Routing:
+        """Chunks of the fixed grid: its blocks with something visible (`whole`: all), in order."""
         steps, rows, cols = self.fixed or (1, 1, 1)
         t, h, w = cells.grid
         shape = -(-t // steps), -(-h // rows), -(-w // cols)
@@ -170,9 +167,26 @@ class SparseRouting(nn.Module):
         seen = seen.scatter_reduce(1, block, cells.valid.long(), "amax")
         own = torch.where(cells.valid, (seen.cumsum(1) - 1).gather(1, block), 0)
         counts = seen.sum(1)
-        valid = torch.arange(int(counts.max()), device=own.device) < counts[:, None]
+        most = shape[0] * shape[1] * shape[2] if whole else int(counts.max())
+        valid = torch.arange(most, device=own.device) < counts[:, None]
         sure, nothing = torch.ones_like(wide(fine[..., 0])), torch.zeros_like(cells.valid)
         return Routing(fine, own, own, sure, valid, sure, cells.valid, nothing, cells.valid, gated=False)
+
+
+def merge_runs(
+    edges: tuple[Int[Tensor, "B E"], Int[Tensor, "B E"], Bool[Tensor, "B E"]],
+    likeness: Likeness,
+    run: Int[Tensor, "B V"],
+    valid: Bool[Tensor, "B V"],
+    counts: Int[Tensor, " B"],
+    goal: Int[Tensor, " B"],
+) -> tuple[Int[Tensor, "B M"], Int[Tensor, " B"]]:
+    """Runs -> parts 0, 1, 2 …, `goal` a clip where the edges allow, by the codes of their cells; and how many."""
+    size = run_sizes(run, valid, counts).to(likeness.code.dtype)
+    code = torch.where(valid[..., None], likeness.code, 0)
+    where = run.clamp_max(size.shape[1] - 1)[..., None].expand(code.shape)
+    total = code.new_zeros(*size.shape, code.shape[-1]).scatter_add(1, where, code)
+    return renumber(merge_to(goal, counts, total, size, edges), counts)
 
 
 def most_probable(

@@ -17,6 +17,7 @@ VERBS = {
     "fit": ("polyspace.train.fit_videos", "your own videos through the phases that make sense, with a report"),
     "collect": ("polyspace.train.collect_episodes", "record episodes in the Push-T simulator for the action phase"),
     "bundle": ("polyspace.bundle.gather", "student, converters and heads in one folder that polyspace.load reads"),
+    "export": ("polyspace.bundle.export", "a bundle's encoder as a torch.export program, its converters as ONNX"),
     "labels-curve": ("polyspace.train.labels_curve", "fusion and student only on shares of the labels, over seeds"),
     "demo": ("polyspace.train.demo", "the whole job on generated clips, with a report"),
     "make-backbones": ("polyspace.train.embedded.make", "train the demo's four small backbones from nothing"),

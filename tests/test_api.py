@@ -12,6 +12,7 @@ import torch
 from conftest import WIDTH
 
 import polyspace
+from polyspace.bundle.export import main as export_main
 from polyspace.bundle.files import VERSION, load_bundle, read_bundle
 from polyspace.bundle.gather import gather
 from polyspace.bundle.gather import main as bundle_main
@@ -252,3 +253,23 @@ def test_a_run_alone_is_ready_to_use(made, clip):
     assert len(run.classify(clip, k=2)) == 2
     with pytest.raises(UserError, match="keeps the budget"):
         polyspace.load(made / "bundle", num_chunks=4)
+
+
+def test_exports_are_the_same_functions(made, ps, clip, tmp_path, capsys):
+    pytest.importorskip("onnxscript")
+    onnxruntime = pytest.importorskip("onnxruntime")
+    line = ["--bundle", str(made / "bundle"), "--out", str(tmp_path)]
+    assert run_command(export_main, line) == 2
+    assert "give --num_chunks" in capsys.readouterr().err
+    assert run_command(export_main, [*line, "--num_chunks", "5"]) == 0
+    names = {"encoder.pt2", "videomae.onnx", "vivit.onnx", "vivit_tokens.onnx", "export.json"}
+    assert {p.name for p in tmp_path.iterdir()} == names
+    video = ps._clips([clip, clip, clip])
+    tokens, valid, feature = torch.export.load(tmp_path / "encoder.pt2").module()(video)
+    assert tokens.shape == (3, 5, 32) and valid.all()
+    assert torch.allclose(feature[0], ps.encode(clip, num_chunks=5), atol=1e-5)
+    session = onnxruntime.InferenceSession(str(tmp_path / "vivit.onnx"), providers=["CPUExecutionProvider"])
+    own = ps.encode([clip])
+    assert torch.allclose(
+        torch.from_numpy(session.run(None, {"x": own.numpy()})[0]), ps.encode([clip], "vivit"), atol=1e-4
+    )

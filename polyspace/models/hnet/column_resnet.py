@@ -125,7 +125,7 @@ class ColumnResNet(nn.Module):
         pixels = cut_cells(video, self.unit, self.unit_frames)
         flat = pixels if hidden is None else visible_pixels(pixels, index, valid)
         x = self.pixels(flat)
-        columns = pixels.view(len(video), t, h * w, -1).transpose(1, 2).flatten(0, 1)  # (B·h·w, t, P)
+        columns = pixels.view(video.shape[0], t, h * w, -1).transpose(1, 2).flatten(0, 1)  # (B·h·w, t, P)
         row = None
         if hidden is not None:
             hidden = hidden.to(video.device)
@@ -135,7 +135,7 @@ class ColumnResNet(nn.Module):
             last = int((steps * torch.arange(1, t + 1, device=steps.device)).max().clamp_min(1))
             columns, row = columns[keep, :last], keep.long().cumsum(0) - 1
         deep = self.columns(columns)  # (n, last, dim)
-        clip = torch.arange(len(video), device=video.device)[:, None] * (h * w)
+        clip = torch.arange(video.shape[0], device=video.device)[:, None] * (h * w)
         column = clip + index % (h * w)
         column = column if row is None else row[column].clamp_min(0)
         step = (index // (h * w)).clamp_max(deep.shape[1] - 1)

@@ -66,7 +66,7 @@ def expand_hidden(hidden: Bool[Tensor, "B *t h w"], grid: Grid, clips: int) -> B
 def grid_of(video: Float[Tensor, "B T H W 3"], unit: int, unit_frames: int) -> Grid:
     """The base grid of a clip; its sizes must be multiples of the unit's, and above 0."""
     _, t, h, w, _ = video.shape
-    if not len(video):
+    if not video.shape[0]:
         raise ValueError("a batch without a clip")
     if not t * h * w or t % unit_frames or h % unit or w % unit:
         raise ValueError(f"a clip of {t}×{h}×{w} does not divide into units of {unit_frames} frames × {unit}² pixels")
@@ -114,7 +114,7 @@ def visible_cells(
     """Index and validity of the packed visible cells; every cell in order where nothing is hidden."""
     if hidden is None:
         cells = grid[0] * grid[1] * grid[2]
-        index = torch.arange(cells, device=video.device).expand(len(video), -1)
+        index = torch.arange(cells, device=video.device).expand(video.shape[0], -1)
         return index, torch.ones_like(index, dtype=torch.bool)
     index, valid = pack_visible(hidden)
     return index.to(video.device), valid.to(video.device)

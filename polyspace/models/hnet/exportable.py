@@ -25,7 +25,7 @@ def chunk_slots(
     """From p, codes and the row before each cell of whole clips (B,V,…): the cells' slot, the slot before theirs and
     the row of their run's first cell, int64 (B,V); where chunks begin (B,V); slots in use (B,num_chunks)."""
     shape = (grid[0], grid[1], grid[2])
-    index = torch.arange(prob.shape[1], device=prob.device).expand(len(prob), -1)
+    index = torch.arange(prob.shape[1], device=prob.device).expand(prob.shape[0], -1)
     cells = Cells(code, index, torch.ones_like(judged), shape)
     cut = (prob >= 0.5) | most_probable(prob, judged, cells.valid, num_chunks)
     run, earlier, head, counts = follow(before, judged, cut, shape[0])
@@ -44,8 +44,8 @@ def chunk_slots(
 def _(
     prob: Tensor, code: Tensor, judged: Tensor, before: Tensor, grid: list[int], num_chunks: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    rows = [torch.empty_like(prob, dtype=torch.int64) for _ in range(3)]
-    return (*rows, torch.empty_like(judged), judged.new_empty(len(prob), num_chunks))
+    own, earlier, head = (torch.empty_like(prob, dtype=torch.int64) for _ in range(3))
+    return own, earlier, head, torch.empty_like(judged), judged.new_empty(prob.shape[0], num_chunks)
 
 
 class ExportableEncoder(nn.Module):

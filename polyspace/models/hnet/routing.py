@@ -163,7 +163,7 @@ class SparseRouting(nn.Module):
         shape = -(-t // steps), -(-h // rows), -(-w // cols)
         i = cells.index
         block = (i // (h * w) // steps * shape[1] + i // w % h // rows) * shape[2] + i % w // cols
-        seen = torch.zeros(len(block), shape[0] * shape[1] * shape[2], dtype=torch.long, device=block.device)
+        seen = torch.zeros(block.shape[0], shape[0] * shape[1] * shape[2], dtype=torch.long, device=block.device)
         seen = seen.scatter_reduce(1, block, cells.valid.long(), "amax")
         own = torch.where(cells.valid, (seen.cumsum(1) - 1).gather(1, block), 0)
         counts = seen.sum(1)

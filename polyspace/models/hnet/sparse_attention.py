@@ -86,7 +86,7 @@ class NativeSparseAttention(nn.Module):
     ) -> Float[Tensor, "B N D"]:
         layout = block_layout(grid, self.block, self.reach)
         place = layout.place.to(q.device)
-        place = place.expand(len(q), -1) if cells is None else place[cells]
+        place = place.expand(q.shape[0], -1) if cells is None else place[cells]
         if packed is None:
             packed = q.shape[1] ** 2 <= PACKED_UNTIL * layout.slots
         room = Packed(place, pad, layout) if packed else Room(place, pad, layout)

@@ -64,7 +64,7 @@ class Packed(_Form):
         self.block = place // layout.size
         self.pad = torch.zeros_like(place, dtype=torch.bool) if pad is None else pad
         real = (~self.pad).long()
-        self.size = torch.zeros(len(place), layout.num_blocks, dtype=torch.long, device=place.device)
+        self.size = torch.zeros(place.shape[0], layout.num_blocks, dtype=torch.long, device=place.device)
         self.size = self.size.scatter_add(1, self.block, real)
         self.occupied = self.size > 0
 
@@ -112,7 +112,7 @@ class Room(_Form):
     blocks of keys are gathered at once. Its cost follows the grid, whatever is visible."""
 
     def __init__(self, place: Int[Tensor, "B N"], pad: Bool[Tensor, "B N"] | None, layout: BlockLayout) -> None:
-        self.layout, self.rows, self.slots = layout, len(place), layout.slots
+        self.layout, self.rows, self.slots = layout, place.shape[0], layout.slots
         offset = torch.arange(self.rows, device=place.device)[:, None] * self.slots
         self.place = place + offset  # into (B·slots)
         if pad is not None:  # padding rows go to one spare row behind all others
@@ -129,7 +129,7 @@ class Room(_Form):
 
     def leave(self, x: Float[Tensor, "B S D"]) -> Float[Tensor, "B N D"]:
         flat = x.reshape(self.rows * self.slots, -1)
-        return flat.index_select(0, self.place.flatten().clamp_max(len(flat) - 1)).view(*self.place.shape, -1)
+        return flat.index_select(0, self.place.flatten().clamp_max(flat.shape[0] - 1)).view(*self.place.shape, -1)
 
     def means(self, x: Float[Tensor, "B S D"]) -> Float[Tensor, "B K D"]:
         """Mean over the real cells of each block (0 for an empty one); unreal rows hold 0."""
@@ -159,7 +159,7 @@ class Room(_Form):
         real = self.taken.flatten().index_select(0, row).view(self.rows, *halo.shape) & (halo >= 0)
 
         def gather(x: Float[Tensor, "B S D"]) -> Float[Tensor, "K L D"]:
-            return x.flatten(0, 1).index_select(0, row).view(self.rows * len(halo), halo.shape[1], -1)
+            return x.flatten(0, 1).index_select(0, row).view(self.rows * halo.shape[0], halo.shape[1], -1)
 
         return self._by_block(q, gather(k), gather(v), real.flatten(0, 1), heads)
 

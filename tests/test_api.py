@@ -1,11 +1,13 @@
 """The library as a person uses it: a student pretrained here, teachers' spaces, heads, text, all from one folder."""
 
+import importlib
 import itertools
 import json
 import shlex
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -16,6 +18,7 @@ from polyspace.bundle.export import main as export_main
 from polyspace.bundle.files import VERSION, load_bundle, read_bundle
 from polyspace.bundle.gather import gather
 from polyspace.bundle.gather import main as bundle_main
+from polyspace.cli import VERBS
 from polyspace.config import run_command
 from polyspace.data import featurize, synthetic
 from polyspace.data.feature_store import FeatureStore
@@ -25,12 +28,14 @@ from polyspace.train import run as phases
 from polyspace.utils.checkpoint_io import sha256_json, write_json
 from polyspace.utils.errors import UserError
 
+polyspace_root = Path(__file__).parents[1]
 PHASES = {
     "data": "clips=12 size=24 frames=6",
     "encoder": "dim=32 depth=1 cell_dim=32",
     "pretrain": "steps=2 batch=8",
     "language": "steps=2 batch=8 clips=16 held_out=8 dim=16",
     "probe": "steps=2 batch=8 clips=16 held_out=8 control=false",
+    "action": "steps=2 batch=4 width=16 depth=1 horizon=2 episodes.episodes=4 episodes.held_out=2 episodes.frames=5",
 }
 
 
@@ -39,13 +44,13 @@ def made(tmp_path_factory, checkpoints):
     """A folder in which a run, a store, converters, token converters, fusion, an evaluation and a bundle were made."""
     out = tmp_path_factory.mktemp("whole")
     sets = " ".join(f"--set {part}.{item}" for part, items in PHASES.items() for item in items.split())
-    places = f"hnet_vjepa={out}/run videomae={checkpoints['videomae']} vivit={checkpoints['vivit']}"
+    places = f"hnet_vjepa={out}/outputs videomae={checkpoints['videomae']} vivit={checkpoints['vivit']}"
     backbones = f"--student hnet_vjepa --teachers videomae vivit --checkpoint {places} --frames 6"
     source = f"--dataset hmdb51 --root {out}/data {backbones} --workers 0"
     store, bank = f"{out}/features/features_hmdb51_train.json", f"{out}/converters/converters_ep2.pt"
     lines = [
         (synthetic.main, f"--layout hmdb51 --out {out}/data --clips 40 --classes 4 --height 32 --width 32 --frames 13"),
-        (phases.main, f"--work_dir {out}/run --sequence pretrain,language,probe {sets}"),
+        (phases.main, f"--work_dir {out}/outputs --sequence pretrain,language,probe,action {sets}"),
         (featurize.main, f"{source} --split train --out {out}/features --tokens"),
         (train_converter.main, f"--features {store} --teachers videomae vivit --epochs 2 --save_dir {out}/converters"),
         (train_converter.main, f"--features {store} --teachers vivit --epochs 2 --tokens --save_dir {out}/tokens"),
@@ -54,7 +59,7 @@ def made(tmp_path_factory, checkpoints):
         (eval_downstream.main, f"{source} --split validation --features {out}/features --converters {bank} "
          f"--fusion {out}/fusion/fusion_ep2.pt --no-latency"),
         (bundle_main, f"--converters {bank} --tokens {out}/tokens/converters_ep2.pt "
-         f"--fusion {out}/fusion/fusion_ep2.pt --run {out}/run "
+         f"--fusion {out}/fusion/fusion_ep2.pt --run {out}/outputs "
          f"--evaluation {out}/fusion/eval_hmdb51_validation.json --out {out}/bundle"),
     ]  # fmt: skip
     for main, line in lines:
@@ -226,7 +231,7 @@ def test_parts_that_do_not_fit_are_sentences(made, tmp_path):
         gather(run=made / "features")
     with pytest.raises(UserError, match="is not a folder"):
         polyspace.load(made / "nowhere")
-    other = shutil.copytree(made / "run" / "pretrain", tmp_path / "other")
+    other = shutil.copytree(made / "outputs" / "pretrain", tmp_path / "other")
     about = json.loads((other / "encoder.json").read_text())
     (other / "encoder.json").write_text(json.dumps(about | {"sha256": "0" * 64}))
     with pytest.raises(UserError, match="fitted on other weights"):
@@ -248,7 +253,7 @@ def test_bad_videos_and_names_are_sentences(ps, clip, made, tmp_path):
 
 
 def test_a_run_alone_is_ready_to_use(made, clip):
-    run = polyspace.load(made / "run", device="cpu", num_chunks=4)
+    run = polyspace.load(made / "outputs", device="cpu", num_chunks=4)
     assert run.spaces == {"hnet_vjepa": 32, "language": 16} and run.bundle.card.num_chunks == 4
     assert len(run.classify(clip, k=2)) == 2
     with pytest.raises(UserError, match="keeps the budget"):
@@ -273,3 +278,39 @@ def test_exports_are_the_same_functions(made, ps, clip, tmp_path, capsys):
     assert torch.allclose(
         torch.from_numpy(session.run(None, {"x": own.numpy()})[0]), ps.encode([clip], "vivit"), atol=1e-4
     )
+
+
+def blocks(language):
+    """The README's fenced blocks of a language."""
+    parts = (polyspace_root / "README.md").read_text().split("```")[1::2]
+    return [part[len(language) :] for part in parts if part.startswith(language + "\n")]
+
+
+def test_the_readmes_python_runs_as_it_stands(made, clip, monkeypatch, capsys):
+    monkeypatch.chdir(made)
+    shutil.copyfile(clip, "clip.mp4")
+    given = {"video": torch.randn(1, 6, 24, 24, 3), "hidden": torch.zeros(1, 3, 3, dtype=torch.bool)}
+    given |= {"cost": lambda actions: actions.square().sum((2, 3))}
+    found = blocks("python")
+    assert len(found) == 3
+    for block in found:
+        exec(compile(block, "README.md", "exec"), given)
+    assert given["g"].shape == (27, 32) and given["plan"].shape == (1, 5, 7)
+
+
+def test_every_command_of_the_readme_is_one_and_its_flags_parse(capsys):
+    lines = [line for block in blocks("") for line in block.strip().splitlines() if not line.startswith("make ")]
+    seen = set()
+    for line in lines:
+        words = shlex.split(line)
+        if words[:2] == ["python", "-m"]:
+            module, rest = words[2], words[3:]
+        elif words[:2] == ["python", "main.py"]:
+            module, rest = VERBS["train"][0], words[2:]
+        else:
+            assert words[0] == "polyspace" and words[1] in VERBS, line
+            module, rest = VERBS[words[1]][0], words[2:]
+        assert run_command(importlib.import_module(module).main, [*rest, "--no_such_flag"]) == 2
+        assert capsys.readouterr().err.strip() == "error: unknown argument '--no_such_flag'", line
+        seen.add(module)
+    assert len(seen) >= 8

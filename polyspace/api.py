@@ -19,10 +19,10 @@ from torch import Tensor
 from polyspace.bundle.files import load_bundle, save_bundle
 from polyspace.bundle.gather import gather
 from polyspace.bundle.parts import Bundle
+from polyspace.data import transforms
 from polyspace.data.extract import Views, decode_clip
 from polyspace.data.feature_store import FeatureStore
 from polyspace.data.sampling import Sampling
-from polyspace.data.transforms import prepare
 from polyspace.models.backbones.hnet_vjepa import HouseBackbone
 from polyspace.models.spaces.tokens import resample_tokens
 from polyspace.models.vjepa.encoded import Encoded
@@ -102,7 +102,7 @@ class PolySpace(ModelHubMixin):
         return made[0] if one else made
 
     def _encode(self, videos: list[Video], space: str | None, num_chunks: int | None, tokens: bool) -> Tensor:
-        clips = self._clips(videos)
+        clips = self.prepare(videos)
         if space == LANGUAGE:
             assert self._language is not None
             seen = self._chunks(clips, num_chunks)
@@ -114,8 +114,19 @@ class PolySpace(ModelHubMixin):
             assert self.bundle.tokens is not None
             grid = tuple(self.bundle.spaces[space]["grid"])
             return self.bundle.tokens[space](resample_tokens(found.tokens.float(), self.bundle.card.grid, grid)).cpu()
-        assert self.bundle.converters is not None
-        return self.bundle.converters[space](found.pooled.float()).cpu()
+        return self.translate(found.pooled, space)
+
+    @torch.inference_mode()
+    def translate(self, features: Float[Tensor, "*B D"], space: str) -> Float[Tensor, "*B E"]:
+        """The student's clip features, from wherever they were kept, in another space; on the CPU."""
+        if self.bundle.converters is None or space not in self.bundle.converters.dims:
+            known = [] if self.bundle.converters is None else list(self.bundle.converters.dims)
+            raise UserError(
+                f"no converter to {space!r}{did_you_mean(space, known)}; {', '.join(known) or 'none'} are here"
+            )
+        if features.shape[-1] != self.bundle.card.dim:
+            raise UserError(f"features have {features.shape[-1]} dims, {self.student} has {self.bundle.card.dim}")
+        return self.bundle.converters[space](features.float().to(self.device)).cpu()
 
     @torch.inference_mode()
     def embed_text(self, texts: str | Sequence[str]) -> Float[Tensor, "*shape"]:
@@ -138,7 +149,7 @@ class PolySpace(ModelHubMixin):
         """
         one, parts = _batches(videos)
         head = head or (CHOICES[self.bundle.choice["head"]] if self.bundle.heads is not None else "probe")
-        logits = [self._scores(self._clips(part), head) for part in parts]
+        logits = [self._scores(self.prepare(part), head) for part in parts]
         several = head == "probe" and self._probe is not None and self._probe.several
         chances = torch.cat(logits).sigmoid() if several else torch.cat(logits).softmax(-1)
         names = self._probe.classes if head == "probe" and self._probe is not None else self.classes
@@ -188,7 +199,7 @@ class PolySpace(ModelHubMixin):
             raise UserError(f"{store.path} holds no space {space}{did_you_mean(space, store.spaces)}")
         if own.get("digest") != self.bundle.card.digest:
             raise UserError(f"{store.path} holds neither {space} nor features of this {self.student}")
-        return self.bundle.converters[space](store.features(self.student).to(self.device)).cpu()
+        return self.translate(store.features(self.student), space)
 
     def _check_space(self, space: str | None, tokens: bool) -> None:
         known = list(self.spaces)
@@ -198,7 +209,8 @@ class PolySpace(ModelHubMixin):
             what = "tokens of space" if tokens else "space"
             raise UserError(f"{what} {space!r} is not served here{did_you_mean(space, known)}; {', '.join(known)} are")
 
-    def _clips(self, videos: list[Video]) -> Float[Tensor, "B T H W 3"]:
+    def prepare(self, videos: Sequence[Video]) -> Float[Tensor, "B T H W 3"]:
+        """Videos as the student takes them in: frames sampled, resized, cropped, normalised."""
         plan, sampling = self.bundle.card.plan, Sampling.parse(self.bundle.sampling)
         made = []
         for video in videos:
@@ -211,7 +223,7 @@ class PolySpace(ModelHubMixin):
                 if sampling.kind == "fps":
                     raise UserError(f"frames are sampled as {sampling}, which needs a file with its rate")
                 frames = whole[sampling.pick(len(whole), plan.frames, 0.0)[0]]
-            made.append(prepare(frames, plan))
+            made.append(transforms.prepare(frames, plan))
         return torch.cat(made).to(self.device)
 
     def _with_budget(self, num_chunks: int | None) -> Any:

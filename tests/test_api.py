@@ -3,6 +3,7 @@
 import importlib
 import itertools
 import json
+import runpy
 import shlex
 import shutil
 import subprocess
@@ -269,7 +270,7 @@ def test_exports_are_the_same_functions(made, ps, clip, tmp_path, capsys):
     assert run_command(export_main, [*line, "--num_chunks", "5"]) == 0
     names = {"encoder.pt2", "videomae.onnx", "vivit.onnx", "vivit_tokens.onnx", "export.json"}
     assert {p.name for p in tmp_path.iterdir()} == names
-    video = ps._clips([clip, clip, clip])
+    video = ps.prepare([clip, clip, clip])
     tokens, valid, feature = torch.export.load(tmp_path / "encoder.pt2").module()(video)
     assert tokens.shape == (3, 5, 32) and valid.all()
     assert torch.allclose(feature[0], ps.encode(clip, num_chunks=5), atol=1e-5)
@@ -314,3 +315,22 @@ def test_every_command_of_the_readme_is_one_and_its_flags_parse(capsys):
         assert capsys.readouterr().err.strip() == "error: unknown argument '--no_such_flag'", line
         seen.add(module)
     assert len(seen) >= 8
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "encode_a_clip.py clip.mp4 --bundle bundle --num_chunks 4",
+        "reuse_a_teacher_head.py --bundle bundle --space vivit --train features/features_hmdb51_train.json "
+        "--test features/features_hmdb51_train.json",
+        "look_at_chunks.py clip.mp4 --run outputs --budgets 6 3 --out chunks.png",
+        "plan_with_cem.py --tasks reach",
+    ],
+)
+def test_the_examples_run(made, clip, line, monkeypatch, capsys):
+    monkeypatch.chdir(made)
+    shutil.copyfile(clip, "clip.mp4")
+    name, *words = line.split()
+    monkeypatch.setattr(sys, "argv", [name, *words])
+    runpy.run_path(str(polyspace_root / "examples" / name), run_name="__main__")
+    assert capsys.readouterr().out.strip()

@@ -4,10 +4,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 
+from polyspace.config import run_command
 from polyspace.data.feature_store import ClipResult, FeatureStore, StoreWriter
 from polyspace.models.spaces.converters import ConverterBank, ResidualMLP, fit_converter, save_converters
+from polyspace.train.convert_index import ConvertConfig
+from polyspace.train.export_index import main as export_main
 from polyspace.utils.metrics import knn_overlap, mean_cosine
 from polyspace.utils.moments import Moments
 from polyspace.utils.standardise import fit_standardiser
@@ -90,3 +94,26 @@ def files(folder: Path) -> dict[str, bytes]:
 def save_rows(path: Path, rows: torch.Tensor, dtype: str = "float32") -> Path:
     np.save(path, rows.numpy().astype(dtype))
     return path
+
+
+@pytest.fixture
+def place(tmp_path):
+    """A folder with a store, the index of its student, and converters."""
+    make_store(tmp_path, 41)
+    make_converters(tmp_path / "c.pt")
+    assert export_main(f"--features {tmp_path}/features_x_train.json --space s --out {tmp_path}/s".split()) == 0
+    return tmp_path
+
+
+def config(place, **more):
+    given = {"index": place / "s", "converters": place / "c.pt", "space": "t", "out": place / "t"}
+    return ConvertConfig(**(given | more))
+
+
+def sentence(main, line, capsys):
+    """The command ends with exit code 2 and one sentence, which is returned."""
+    capsys.readouterr()
+    assert run_command(main, line.split()) == 2
+    last = capsys.readouterr().err.strip().splitlines()[-1]
+    assert last.startswith("error: ")
+    return last

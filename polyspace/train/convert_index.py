@@ -84,6 +84,8 @@ def convert_index(config: ConvertConfig) -> Index:
     """Make (or find finished) the translated index; see the module's first lines."""
     source, translation = Source(config.index), open_translation(config.converters, config.space)
     source.check(translation)
+    if config.out.resolve() == source.path.resolve().parent:
+        raise UserError(f"--out {config.out} is where the vectors to convert lie; give another folder")
     if config.format == "faiss":
         import_faiss()
     metric = config.metric or (source.index.metric if source.index else "cosine")

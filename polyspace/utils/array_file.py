@@ -98,27 +98,37 @@ class ArrayWriter:
         self._digest = hashlib.sha256()
         with disk_errors(path):
             self._file = open(path, "r+b" if done else "w+b", buffering=0)  # noqa: SIM115 (held until close)
-            if not done:
-                head = {"descr": FLOAT32.str, "fortran_order": False, "shape": (rows, dim)}
-                np.lib.format.write_array_header_1_0(self._file, head)
-                self._reserve(self._file.tell() + rows * dim * FLOAT32.itemsize)
-                self._file.seek(0)
-            np.lib.format.read_magic(self._file)
-            np.lib.format.read_array_header_1_0(self._file)
-            left = self._file.tell() + done * dim * FLOAT32.itemsize
-            self._file.seek(0)
-            while left and (part := self._file.read(min(left, CHUNK))):
-                self._digest.update(part)
-                left -= len(part)
-        if left:
-            raise UserError(f"{path} is shorter than the {done} rows that it should hold")
+        try:
+            with disk_errors(path):
+                if not done:
+                    self._begin(rows, dim)
+                self._read_done(dim)
+        except BaseException:
+            self._file.close()
+            raise
 
-    def _reserve(self, size: int) -> None:
-        """A disk that is too small is found now, not after an hour."""
+    def _begin(self, rows: int, dim: int) -> None:
+        """The head, and room for all rows: a disk that is too small is found now, not after an hour."""
+        head = {"descr": FLOAT32.str, "fortran_order": False, "shape": (rows, dim)}
+        np.lib.format.write_array_header_1_0(self._file, head)
+        size = self._file.tell() + rows * dim * FLOAT32.itemsize
         if hasattr(os, "posix_fallocate"):
             os.posix_fallocate(self._file.fileno(), 0, size)
         else:
             self._file.truncate(size)
+        self._file.seek(0)
+
+    def _read_done(self, dim: int) -> None:
+        """Sum the head and the rows that are there, and stand behind them."""
+        np.lib.format.read_magic(self._file)
+        np.lib.format.read_array_header_1_0(self._file)
+        left = self._file.tell() + self.done * dim * FLOAT32.itemsize
+        self._file.seek(0)
+        while left and (part := self._file.read(min(left, CHUNK))):
+            self._digest.update(part)
+            left -= len(part)
+        if left:
+            raise UserError(f"{self.path} is shorter than the {self.done} rows that it should hold")
 
     def write(self, first: int, rows: np.ndarray) -> None:
         """Rows first … first + len(rows), which must be the next ones: behind a write that failed none succeeds."""

@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pytest
 import torch
 
 from polyspace.config import run_command
@@ -96,13 +95,12 @@ def save_rows(path: Path, rows: torch.Tensor, dtype: str = "float32") -> Path:
     return path
 
 
-@pytest.fixture
-def place(tmp_path):
-    """A folder with a store, the index of its student, and converters."""
-    make_store(tmp_path, 41)
-    make_converters(tmp_path / "c.pt")
-    assert export_main(f"--features {tmp_path}/features_x_train.json --space s --out {tmp_path}/s".split()) == 0
-    return tmp_path
+def make_place(folder: Path) -> Path:
+    """The folder, with a store, the index of its student, and converters."""
+    make_store(folder, 41)
+    make_converters(folder / "c.pt")
+    assert export_main(f"--features {folder}/features_x_train.json --space s --out {folder}/s".split()) == 0
+    return folder
 
 
 def config(place, **more):

@@ -30,7 +30,7 @@ class ConvertConfig(Config):
     space: str = Field(description="the teacher's space to convert into")
     out: Path = Field(description="folder of the result")
     rows: int = Field(65_536, ge=1, description="rows between two points that a killed run goes on from")
-    batch: int = Field(4096, ge=1, description="rows a matrix product")
+    batch: int = Field(1024, ge=1, description="rows a matrix product")
     metric: Literal["cosine", "l2"] | None = Field(None, description="by default the index's, or cosine")
     format: Literal["npy", "faiss"] = Field("npy", description="faiss: index.faiss too (all vectors in memory)")
     verify: bool = Field(True, description="compare the index's sha256 while it is read")

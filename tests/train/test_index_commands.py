@@ -6,7 +6,18 @@ import numpy as np
 import pytest
 import torch
 from conftest import run_fails, run_ok
-from index_files import MIX, E, config, files, make_converters, make_store, save_rows, sentence, student_rows
+from index_files import (
+    MIX,
+    E,
+    config,
+    files,
+    make_converters,
+    make_place,
+    make_store,
+    save_rows,
+    sentence,
+    student_rows,
+)
 
 from polyspace.config import run_command
 from polyspace.data.index import load_index
@@ -19,6 +30,11 @@ from polyspace.utils.checkpoint_io import load_torch, save_torch, sha256_file
 from polyspace.utils.errors import UserError
 
 N = 500
+
+
+@pytest.fixture
+def place(tmp_path):
+    return make_place(tmp_path)
 
 
 def test_the_commands_run_as_typed(tmp_path):

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from index_files import config, files, make_converters, save_rows, sentence, student_rows
+from index_files import config, files, make_converters, make_place, save_rows, sentence, student_rows
 
 from polyspace.config import run_command
 from polyspace.data import index
@@ -21,6 +21,11 @@ from polyspace.train.convert_index import ConvertConfig, convert_index
 from polyspace.utils.errors import UserError
 
 N = 500
+
+
+@pytest.fixture
+def place(tmp_path):
+    return make_place(tmp_path)
 
 
 def _in_one_thread(made):

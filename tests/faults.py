@@ -24,7 +24,7 @@ FAULTS = {
         "self.record(done, sha256)\n        self.target.sync()",
         "tests/train/test_index_resuming.py",
     ),
-    "blocks of an index depend on where it was stopped": (
+    "blocks of an index overlap": (
         "train/alignment/conversion.py",
         "min(start + block, rows)\n",
         "min(start + block + 1, rows)\n",

@@ -43,6 +43,7 @@ lint: $(VENV)/.installed-dev
 bench: $(VENV)/.installed-dev
 	$(BIN)/python bench/featurize.py --out docs/results/featurize.json
 	$(BIN)/python bench/convert.py --out docs/results/convert.json
+	$(BIN)/python bench/index.py --out docs/results/index.json
 	$(BIN)/python bench/attention.py --out docs/results/attention.json
 	$(BIN)/python bench/saliency.py --out docs/results/saliency.json
 	$(BIN)/python bench/open_loop.py --root $${POLYSPACE_REAL_DATA:-../shared/data}/droid/droid_subset --encoder outputs/saliency/seed_0 --out docs/results/open_loop.json

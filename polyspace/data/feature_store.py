@@ -20,6 +20,7 @@ from torch import Tensor
 
 from polyspace.utils.checkpoint_io import (
     load_metadata,
+    load_tensor,
     load_tensors,
     read_json,
     save_tensors,
@@ -28,6 +29,7 @@ from polyspace.utils.checkpoint_io import (
     write_json,
 )
 from polyspace.utils.errors import UserError, did_you_mean
+from polyspace.utils.lock import take_lock
 from polyspace.utils.log import warn
 
 FORMAT, VERSION = "polyspace.features", 1
@@ -104,8 +106,13 @@ class FeatureStore:
         """Clip features of one space, in the manifest's order."""
         if len(self) == 0:
             return torch.empty(0, self._space(space)["dim"])
+        return torch.cat(list(self.blocks(space)))
+
+    def blocks(self, space: str) -> Iterator[Float[Tensor, "rows D"]]:
+        """`features` shard by shard; of a shard that holds other spaces or tokens too, only this space is read."""
         self._space(space)
-        return torch.cat([tensors[space] for tensors in self.shards()])
+        for shard in self.manifest["shards"]:
+            yield load_tensor(self._verify(shard), space, "feature shard")
 
     def is_sound(self) -> bool:
         """Whether every shard is there with the manifest's sha256."""
@@ -164,15 +171,8 @@ class StoreWriter:
     def open(self) -> None:
         """Make the work folder and hold it against a second run."""
         self.partial.mkdir(parents=True, exist_ok=True)
-        self._lock = open(self.partial / "lock", "w")  # noqa: SIM115 (held until close)
-        try:
-            import fcntl
-
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except ImportError:
-            pass
-        except OSError as error:
-            raise UserError(f"another run is writing {self.path}; wait for it or choose another --out") from error
+        words = f"another run is writing {self.path}; wait for it or choose another --out"
+        self._lock = take_lock(self.partial / "lock", words)
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_lock": None}

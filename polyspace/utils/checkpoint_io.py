@@ -30,7 +30,7 @@ def atomic_file(path: Path, sync_folder: bool = True) -> Iterator[BinaryIO]:
         with _temporary(path) as file:
             yield file
         if sync_folder:
-            _sync_folder(path.parent)
+            sync_path(path.parent)
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror or error}") from error
 
@@ -54,10 +54,11 @@ def _temporary(path: Path) -> Iterator[BinaryIO]:
         raise
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_path(path: Path) -> None:
+    """What was written to a file, or the names in a folder, are on the disk when this returns."""
     if os.name == "nt":
         return
-    handle = os.open(folder, os.O_RDONLY)
+    handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
     finally:
@@ -158,6 +159,17 @@ def load_tensors(path: Path, what: str = "tensor file") -> dict[str, Tensor]:
         return load_file(path)
     except (SafetensorError, OSError, ValueError, KeyError) as error:
         raise UserError(f"{what} {path} is damaged ({error})") from error
+
+
+def load_tensor(path: Path, name: str, what: str = "tensor file") -> Tensor:
+    """One tensor of a file, without reading the others."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, "pt") as file:
+            return file.get_tensor(name)
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{what} {path} is damaged or lacks '{name}' ({error})") from error
 
 
 def load_strict(model: nn.Module, state: Mapping[str, Tensor], where: Path) -> None:

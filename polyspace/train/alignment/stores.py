@@ -1,6 +1,8 @@
 """Feature stores for the commands that train and evaluate heads: found by fingerprint, or made once into a cache."""
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from polyspace.data.feature_store import FeatureStore, find_store
 from polyspace.data.featurize import FeaturizeConfig, SourceConfig, failure_code, featurize, open_source, store_settings
@@ -49,6 +51,11 @@ def check_fit(bank: ConverterBank, about: dict, store: FeatureStore, path: Path)
         space = store.spaces.get(name)
         if space is None:
             raise UserError(f"{path} has a converter to {name}, which the features of {store.path} lack")
-        for key, word in _COMPARED:
-            if fitted[key] != space[key]:
-                raise UserError(f"{path} was fitted on other {word} of {name} than {store.path} has")
+        check_space(fitted, space, name, path, str(store.path))
+
+
+def check_space(fitted: Mapping[str, Any], found: Mapping[str, Any], name: str, path: Path, where: str) -> None:
+    """The converters of `path` were fitted on the backbone that made the features of `where`."""
+    for key, word in _COMPARED:
+        if fitted[key] != found[key]:
+            raise UserError(f"{path} was fitted on other {word} of {name} than {where} has")

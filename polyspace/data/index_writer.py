@@ -1,0 +1,118 @@
+"""An index in the making: all its files lie in a hidden neighbour of `out` and get their names in one step."""
+
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from polyspace.data.index import ABOUT, FAISS, FORMAT, IDS, VECTORS, VERSION, Index, load_index, write_faiss
+from polyspace.utils.array_file import disk_errors
+from polyspace.utils.checkpoint_io import read_json, sha256_file, sync_path, try_writing, write_json
+from polyspace.utils.errors import UserError
+from polyspace.utils.lock import take_lock
+from polyspace.utils.log import warn
+
+RUN = "run.json"
+FILES = {VECTORS, IDS, ABOUT, FAISS, RUN}
+
+
+class IndexWriter:
+    """Where an index is made until it is whole.
+
+    `made_from` is all that the bytes depend on: a finished or an unfinished index of the same is taken up, one of
+    another is a UserError unless `overwrite`. `source_time` guards an unfinished one against a source that changed.
+    """
+
+    def __init__(self, out: Path, made_from: dict[str, Any], overwrite: bool, source_time: int | None = None) -> None:
+        self.out, self.made_from, self.overwrite, self.source_time = out.resolve(), made_from, overwrite, source_time
+        self.partial = self.out.parent / f".{self.out.name}.partial"
+        self.folder = self.partial / "index"
+        self._lock: Any = None
+
+    def finished(self) -> Index | None:
+        """The index, if it is there and made from the same; UserError if `out` holds anything else."""
+        if not self.out.exists() or (self.out.is_dir() and not any(self.out.iterdir())):
+            return None
+        if not self.out.is_dir():
+            raise UserError(f"--out {self.out} is a file; an index is a folder")
+        if foreign := sorted({p.name for p in self.out.iterdir()} - FILES):
+            raise UserError(f"--out {self.out} holds other files ({foreign[0]}); give a folder of its own")
+        if self.overwrite:
+            return None
+        old = load_index(self.out)
+        self._compare(old.about["made_from"], f"--out {self.out} holds an index")
+        shutil.rmtree(self.partial, ignore_errors=True)  # of a run that was killed behind its last step
+        return old
+
+    def _compare(self, old: Mapping[str, Any], what: str) -> None:
+        differing = sorted(k for k in self.made_from.keys() | old.keys() if old.get(k) != self.made_from.get(k))
+        if differing:
+            raise UserError(f"{what} made with another {', '.join(differing)}; give --overwrite or another --out")
+
+    def open(self) -> dict[str, Any]:
+        """Make the hidden folder and hold it against a second run; returns the progress of a killed run, or {}."""
+        try_writing(self.out.parent)
+        with disk_errors(self.partial):
+            self.folder.mkdir(parents=True, exist_ok=True)
+        self._lock = take_lock(
+            self.partial / "lock", f"another run is writing {self.out}; wait for it or choose another --out"
+        )
+        try:
+            return self._progress()
+        except UserError:
+            self.close()
+            raise
+
+    def _progress(self) -> dict[str, Any]:
+        path = self.partial / "progress.json"
+        found = read_json(path, "progress of an index") if path.is_file() else {}
+        if found and not self.overwrite:
+            self._compare(found["made_from"], f"{self.partial} holds an unfinished index")
+            if found["source_time"] != self.source_time:
+                raise UserError(f"the source of {self.partial} was changed since; give --overwrite to begin again")
+        same = {"made_from": self.made_from, "source_time": self.source_time}.items() <= found.items()
+        if same and (self.folder / VECTORS).is_file():
+            return found
+        path.unlink(missing_ok=True)
+        shutil.rmtree(self.folder)
+        self.folder.mkdir()
+        return {}
+
+    def record(self, rows_done: int, sha256: str) -> None:
+        """Write down that this many rows, and the sum of the file so far, are on the disk."""
+        state = {"made_from": self.made_from, "source_time": self.source_time}
+        write_json(self.partial / "progress.json", state | {"rows_done": rows_done, "sha256": sha256})
+
+    def discard(self) -> None:
+        """What was made is of no use: the source is at fault."""
+        self.close()
+        shutil.rmtree(self.partial, ignore_errors=True)
+
+    def close(self) -> None:
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
+
+    def publish(self, about: dict[str, Any], sha256: str, run: dict[str, Any], faiss: bool = False) -> Index:
+        """Write `index.json` (and FAISS's file) beside what is there, then give the folder its name."""
+        if faiss:
+            with disk_errors(self.folder):
+                sync_path(write_faiss(self.folder, about["rows"], about["dim"], about["metric"]))
+        sums = {VECTORS: sha256}
+        sums |= {name: sha256_file(self.folder / name) for name in (IDS, FAISS) if (self.folder / name).is_file()}
+        write_json(self.folder / RUN, run)
+        head = {"format": FORMAT, "format_version": VERSION}
+        write_json(self.folder / ABOUT, head | about | {"made_from": self.made_from, "sha256": sums})
+        old = self.partial / "old"
+        with disk_errors(self.out):
+            if self.out.exists():
+                shutil.rmtree(old, ignore_errors=True)
+                os.replace(self.out, old)
+            os.replace(self.folder, self.out)
+            sync_path(self.out.parent)
+        self.close()
+        shutil.rmtree(self.partial, ignore_errors=True)
+        if self.partial.exists():
+            warn(f"{self.partial} could not be removed; it is of no more use")
+        return load_index(self.out)

@@ -1,0 +1,161 @@
+"""Tables of vectors as plain NumPy files, larger than memory: read and written by ranges of rows.
+
+Reads go into buffers that the caller owns. A memory map would do the same, but its pages count as the process's own
+memory until the system takes them back.
+"""
+
+import contextlib
+import hashlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from polyspace.utils.errors import UserError
+
+FLOAT32, FLOAT16 = np.dtype("<f4"), np.dtype("<f2")
+CHUNK = 8 << 20
+
+
+@contextlib.contextmanager
+def disk_errors(path: Path) -> Iterator[None]:
+    """A full, read-only or failing disk is a UserError that names the file."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror or error}") from error
+
+
+class ArrayReader:
+    """A .npy file of (n,d) float32 or float16 in C order; anything else is a UserError. Not for use from two threads.
+
+    >>> with ArrayReader(path) as array: array.read(0, buffer)  # the first len(buffer) rows, as float32
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = Path(path)
+        if not self.path.is_file():
+            raise UserError(f"{path} does not exist")
+        try:
+            found = np.load(self.path, mmap_mode="r", allow_pickle=False)
+        except (ValueError, EOFError, OSError) as error:
+            raise UserError(f"{path} is not a whole .npy file of vectors") from error
+        if not isinstance(found, np.memmap) or found.ndim != 2 or found.dtype not in (FLOAT32, FLOAT16):
+            held = f"{found.dtype} {found.shape}" if isinstance(found, np.ndarray) else type(found).__name__
+            raise UserError(f"{path} holds {held}; vectors are float32 or float16 of shape (n, d)")
+        if not found.flags.c_contiguous:
+            raise UserError(f"{path} is in Fortran order; save it again through np.ascontiguousarray")
+        self.rows, self.dim = found.shape
+        if not self.rows or not self.dim:
+            raise UserError(f"{path} holds no vectors: its shape is {found.shape}")
+        self.dtype, self.offset = found.dtype, int(found.offset)
+        self._file = open(self.path, "rb")  # noqa: SIM115 (held until close)
+        self._narrow = np.empty((0, self.dim), FLOAT16)
+
+    def read(self, first: int, out: np.ndarray) -> None:
+        """Rows first … first + len(out) into `out` (rows,d) float32."""
+        raw = out
+        if self.dtype == FLOAT16:
+            if len(self._narrow) < len(out):
+                self._narrow = np.empty((len(out), self.dim), FLOAT16)
+            raw = self._narrow[: len(out)]
+        self._file.seek(self.offset + first * self.dim * self.dtype.itemsize)
+        if self._file.readinto(raw.data.cast("B")) != raw.nbytes:
+            raise UserError(f"{self.path} ended early: it was cut while it was read")
+        if raw is not out:
+            np.copyto(out, raw)
+
+    def head(self) -> bytes:
+        """The file's bytes before the first row."""
+        self._file.seek(0)
+        return self._file.read(self.offset)
+
+    def fingerprint(self) -> list[object]:
+        """What tells the file from another without reading it all: shape, type, and the sums of its two ends."""
+        size, ends = self.path.stat().st_size, []
+        with open(self.path, "rb") as file:
+            for place in (0, max(0, size - (1 << 20))):
+                file.seek(place)
+                ends.append(hashlib.sha256(file.read(1 << 20)).hexdigest())
+        return [self.rows, self.dim, self.dtype.str, size, *ends]
+
+    def __enter__(self) -> "ArrayReader":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+
+class ArrayWriter:
+    """A .npy file of (n,d) float32 that takes rows in order, at its full size from the first, with its sha256 kept.
+
+    With `done` rows the file goes on behind them: they are read once for the sum.
+    """
+
+    def __init__(self, path: Path, rows: int, dim: int, done: int = 0) -> None:
+        self.path, self.done = Path(path), done
+        self._digest = hashlib.sha256()
+        with disk_errors(path):
+            self._file = open(path, "r+b" if done else "w+b", buffering=0)  # noqa: SIM115 (held until close)
+        try:
+            with disk_errors(path):
+                if not done:
+                    self._begin(rows, dim)
+                self._read_done(dim)
+        except BaseException:
+            self._file.close()
+            raise
+
+    def _begin(self, rows: int, dim: int) -> None:
+        """The head, and room for all rows: a disk that is too small is found now, not after an hour."""
+        head = {"descr": FLOAT32.str, "fortran_order": False, "shape": (rows, dim)}
+        np.lib.format.write_array_header_1_0(self._file, head)
+        size = self._file.tell() + rows * dim * FLOAT32.itemsize
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(self._file.fileno(), 0, size)
+        else:
+            self._file.truncate(size)
+        self._file.seek(0)
+
+    def _read_done(self, dim: int) -> None:
+        """Sum the head and the rows that are there, and stand behind them."""
+        np.lib.format.read_magic(self._file)
+        np.lib.format.read_array_header_1_0(self._file)
+        left = self._file.tell() + self.done * dim * FLOAT32.itemsize
+        self._file.seek(0)
+        while left and (part := self._file.read(min(left, CHUNK))):
+            self._digest.update(part)
+            left -= len(part)
+        if left:
+            raise UserError(f"{self.path} is shorter than the {self.done} rows that it should hold")
+
+    def write(self, first: int, rows: np.ndarray) -> None:
+        """Rows first … first + len(rows), which must be the next ones: behind a write that failed none succeeds."""
+        assert first == self.done, f"rows from {first} come after row {self.done}"
+        view = np.ascontiguousarray(rows, FLOAT32).data.cast("B")
+        written = 0
+        with disk_errors(self.path):
+            while written < len(view):
+                written += self._file.write(view[written:]) or 0
+        self._digest.update(view)
+        self.done += len(rows)
+
+    def sync(self) -> None:
+        """What is written is on the disk when this returns. May run in another thread than `write`."""
+        with disk_errors(self.path):
+            os.fsync(self._file.fileno())
+
+    @property
+    def sha256(self) -> str:
+        """Of the header and the rows so far."""
+        return self._digest.hexdigest()
+
+    def close(self) -> None:
+        self._file.close()
+
+    def __enter__(self) -> "ArrayWriter":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()

@@ -5,23 +5,24 @@ ps.encode("clip.mp4", space="videomae")
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from huggingface_hub import ModelHubMixin, snapshot_download
 from jaxtyping import Float
 from torch import Tensor
 
 from polyspace.bundle.files import load_bundle, save_bundle
 from polyspace.bundle.gather import gather
+from polyspace.bundle.indexing import index_videos
 from polyspace.bundle.parts import Bundle
+from polyspace.bundle.search import Neighbour, neighbours, open_store
 from polyspace.data import transforms
 from polyspace.data.extract import Views, decode_clip
 from polyspace.data.feature_store import FeatureStore
+from polyspace.data.index import Index
 from polyspace.data.sampling import Sampling
 from polyspace.models.backbones.hnet_vjepa import HouseBackbone
 from polyspace.models.spaces.tokens import resample_tokens
@@ -36,14 +37,6 @@ LANGUAGE = "language"  # the space that clips share with sentences
 BATCH = 8  # clips a forward
 CHOICES = {label: name for name, label in LABELS.items()}
 HUB_OPTIONS = ("revision", "cache_dir", "token", "local_files_only", "force_download")
-
-
-@dataclass(frozen=True)
-class Neighbour:
-    """A clip of a store, and its cosine to what was asked for."""
-
-    id: str
-    score: float
 
 
 class PolySpace(ModelHubMixin):
@@ -172,24 +165,36 @@ class PolySpace(ModelHubMixin):
         assert self.bundle.heads is not None
         return self.bundle.heads(self.backbone(clips).pooled.float())[head].cpu()
 
+    def index(
+        self, videos: Sequence[str | Path], out: str | Path, space: str | None = None, metric: str = "cosine"
+    ) -> Index:
+        """Write the index of these files in a space (`language` can be asked with sentences) and open it: ids are the
+        paths, files that can't be read are left out with a warning and listed in index.json."""
+        name = space or self.student
+        self._check_space(space, tokens=False)
+        known = self.bundle.spaces.get(name, self.bundle.card.about())
+        return index_videos(lambda p: self.encode(p, space), videos, Path(out), self.bundle.card, name, known, metric)[
+            0
+        ]
+
     @torch.inference_mode()
     def nearest(
-        self, query: Video, store: FeatureStore | str | Path, space: str | None = None, k: int = 10
+        self, query: Video, store: FeatureStore | Index | str | Path, space: str | None = None, k: int = 10
     ) -> list[Neighbour]:
-        """The k clips of a feature store whose features are most like the query's, in `space`.
+        """The k clips of a feature store, or of an index, that are most like the query in `space`.
 
-        The store's own features of that space where it holds them, so that a store of a teacher can be asked with the
-        student's translation; else its student's, translated too. A query that is a vector (D,) is taken as it is.
+        Of a store: its own features of that space where it holds them, so that a store of a teacher can be asked with
+        the student's translation; else its student's, translated too. An index is asked by its own metric, in its own
+        space unless another is named. A query that is a vector (D,) is taken as it is: one of `embed_text` finds clips
+        by words.
         """
-        found = store if isinstance(store, FeatureStore) else FeatureStore(store)
-        name = space or self.student
-        vector = query if isinstance(query, Tensor) and query.ndim == 1 else self.encode(query, space)
-        rows = self._rows(found, name)
-        if rows.shape[1] != len(vector):
-            raise UserError(f"the query has {len(vector)} dims, {found.path} has {rows.shape[1]} in space {name}")
-        score, index = (F.normalize(rows, dim=1) @ F.normalize(vector.float(), dim=0)).topk(min(k, len(rows)))
-        ids = found.ids
-        return [Neighbour(ids[i], s) for i, s in zip(index.tolist(), score.tolist(), strict=True)]
+        found = open_store(store)
+        name = space or (self.student if isinstance(found, FeatureStore) else str(found.about["space"]))
+        rows = None if isinstance(found, Index) else self._rows(found, name)
+        return neighbours(found, rows, self._vector(query, name), name, k)
+
+    def _vector(self, query: Video, space: str) -> Tensor:
+        return query.float() if isinstance(query, Tensor) and query.ndim == 1 else self.encode(query, space)
 
     def _rows(self, store: FeatureStore, space: str) -> Tensor:
         if space in store.spaces:

@@ -335,3 +335,19 @@ def test_the_examples_run(made, clip, line, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", [name, *words])
     runpy.run_path(str(polyspace_root / "examples" / name), run_name="__main__")
     assert capsys.readouterr().out.strip()
+
+
+def test_clips_are_found_by_words_and_by_example_in_an_index(ps, made, clip, tmp_path, capsys):
+    files = sorted((made / "data").rglob("*.avi"))[:10]
+    (tmp_path / "broken.avi").write_bytes(b"no video")
+    index = ps.index([*files[:5], tmp_path / "broken.avi", *files[5:]], tmp_path / "clips", "language")
+    assert index.ids == [str(f) for f in files] and index.dim == 16
+    assert "left out" in capsys.readouterr().err and len(index.about["failed"]) == 1
+    found = ps.nearest(ps.embed_text("a red square moves left"), index, k=3)
+    assert [n.score for n in found] == sorted((n.score for n in found), reverse=True) and len(found) == 3
+    assert ps.nearest(files[3], tmp_path / "clips", k=1)[0].id == str(files[3])
+    assert ps.nearest(files[3], made / "indexes" / "videomae", k=2)[0].score <= 1
+    with pytest.raises(UserError, match="is of space language, not vivit"):
+        ps.nearest(clip, index, "vivit")
+    with pytest.raises(UserError, match="none of the 1 videos"):
+        ps.index([tmp_path / "broken.avi"], tmp_path / "none")

@@ -53,11 +53,16 @@ def arguments() -> argparse.Namespace:
 
 def learn(args: argparse.Namespace) -> tuple[Path, dict[str, Any]]:
     """The folder of the trained world model, and what the manifest says about it."""
-    file = args.work / "episodes.safetensors"
+    file = args.work / f"episodes_{args.episodes}_{args.size}.safetensors"
     if not file.is_file():
         made = collect(PushT(size=args.size), args.episodes, 16, seed=6)
         save_views(file, torch.from_numpy(made.video), torch.from_numpy(made.actions))
-    more = {key: yaml.safe_load(value) for key, value in (x.split("=", 1) for x in args.set)}
+    more = {}
+    for text in args.set:
+        key, sign, value = text.partition("=")
+        if not sign:
+            raise SystemExit(f"--set {text}: expected key=value")
+        more[key] = yaml.safe_load(value)
     action = {"steps": args.steps, "batch": 32, "width": 96, "rollout": 1, "change_weight": 0.5} | more
     action |= {"action_dim": 2, "size": args.size, "save_every": 1000, "eval_every": 2500}
     action |= {"episodes": {"source": "file", "root": file, "held_share": 0.1}}
@@ -128,7 +133,9 @@ def page(out: dict[str, Any]) -> str:
         "model sees pictures of now and of the goal, the oracle plans alike on the true simulator. The world model",
         f"saves {world['gain']:.1%} of the energy of copying the last frame over five held-out steps, and "
         f"{world['gain_other_actions']:.1%} when told another episode's actions;",
-        f"its keypoints tell {world['keypoint_travel']:.0%} of the travel's variance.",
+        f"its keypoints tell {world['keypoint_travel']:.0%} of the travel's variance."
+        if "keypoint_travel" in world
+        else "",
         "",
         "| task | policy | success | steps when won | s a plan | of it the model |",
         "|---|---|---|---|---|---|",

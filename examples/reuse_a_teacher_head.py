@@ -29,7 +29,7 @@ def main() -> None:
     head = make_pipeline(StandardScaler(), LogisticRegression(max_iter=2000))
     head.fit(train.features(args.space).numpy(), train.labels().numpy())
     labels = test.labels()
-    translated = ps.translate(test.features(ps.student), args.space)
+    translated = ps.translate(ps.features(test), args.space)  # checked: of this student's weights
     print(f"chance {1 / len(labels.unique()):.3f}")
     print(f"true features of {args.space}: {head.score(test.features(args.space).numpy(), labels.numpy()):.3f}")
     print(f"translated from {test.student}: {head.score(translated.numpy(), labels.numpy()):.3f}")

@@ -4,7 +4,9 @@ ps = polyspace.load("bundle")
 ps.encode("clip.mp4", space="videomae")
 """
 
+import math
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -17,24 +19,25 @@ from torch import Tensor
 from polyspace.bundle.files import load_bundle, save_bundle
 from polyspace.bundle.gather import gather
 from polyspace.bundle.indexing import index_videos
+from polyspace.bundle.inputs import Video, batches, prepare_videos
 from polyspace.bundle.parts import Bundle
 from polyspace.bundle.search import Neighbour, neighbours, open_store
-from polyspace.data import transforms
-from polyspace.data.extract import Views, decode_clip
 from polyspace.data.feature_store import FeatureStore
 from polyspace.data.index import Index
-from polyspace.data.sampling import Sampling
 from polyspace.models.backbones.hnet_vjepa import HouseBackbone
+from polyspace.models.language import TextEncoder, TwoTowers
 from polyspace.models.spaces.tokens import resample_tokens
 from polyspace.models.vjepa.encoded import Encoded
 from polyspace.models.vjepa.vit import HNetViT
 from polyspace.train.alignment.fusion_phase import LABELS
+from polyspace.train.alignment.stores import check_space
+from polyspace.train.downstream.saved_probe import Probe, load_probe
+from polyspace.train.language_align import load_language
+from polyspace.utils.checkpoint_io import read_json
 from polyspace.utils.errors import UserError, did_you_mean
 from polyspace.utils.misc import get_device
 
-Video = str | Path | np.ndarray | Tensor
 LANGUAGE = "language"  # the space that clips share with sentences
-BATCH = 8  # clips a forward
 CHOICES = {label: name for name, label in LABELS.items()}
 HUB_OPTIONS = ("revision", "cache_dir", "token", "local_files_only", "force_download")
 
@@ -53,12 +56,18 @@ class PolySpace(ModelHubMixin):
         for part in (bundle.converters, bundle.tokens, bundle.heads):
             if part is not None:
                 part.to(self.device)
-        self._language = bundle.language()
-        self._probe = bundle.probe()
-        if self._language is not None:
-            self._language[0].to(self.device), self._language[1].to(self.device)
-        if self._probe is not None:
-            self._probe.to(self.device)
+        self._kept: dict[tuple[str, str], Tensor] = {}  # the last store's vectors
+
+    @cached_property
+    def _language(self) -> tuple[TwoTowers, TextEncoder]:
+        if LANGUAGE not in self.bundle.folders:
+            raise UserError("nothing here reads text; bundle a run that has the language phase")
+        towers, text = load_language(self.bundle.folders[LANGUAGE])
+        return towers.to(self.device), text.to(self.device)
+
+    @cached_property
+    def _probe(self) -> Probe | None:
+        return load_probe(self.bundle.folders["probe"]).to(self.device) if "probe" in self.bundle.folders else None
 
     @property
     def student(self) -> str:
@@ -68,7 +77,8 @@ class PolySpace(ModelHubMixin):
     def spaces(self) -> dict[str, int]:
         """Name and dims of each space, the student's own first."""
         served = {} if self.bundle.converters is None else self.bundle.converters.dims
-        text = {} if self._language is None else {LANGUAGE: self._language[0].video.fc2.out_features}
+        place = self.bundle.folders.get(LANGUAGE)
+        text = {} if place is None else {LANGUAGE: int(read_json(place / "language.json", "language model")["dim"])}
         return {self.student: self.bundle.card.dim} | served | text
 
     @property
@@ -76,7 +86,7 @@ class PolySpace(ModelHubMixin):
         """What `classify` tells apart; empty where nothing was trained to."""
         return self.bundle.classes or (self._probe.classes if self._probe is not None else [])
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def encode(
         self,
         videos: Video | Sequence[Video],
@@ -89,15 +99,17 @@ class PolySpace(ModelHubMixin):
         space. `num_chunks`: the budget of this call, for a student that chooses its tokens. UserError for an unknown
         space, VideoError for a file that can't be read."""
         self._check_space(space, tokens)
-        one, parts = _batches(videos)
+        one, parts = batches(videos)
         out = [self._encode(part, space, num_chunks, tokens) for part in parts]
-        made = torch.cat(out) if out else torch.empty(0, self.spaces[space or self.student])
+        if not out:
+            grid = self.bundle.spaces.get(space or self.student, self.bundle.card.about())["grid"]
+            return torch.empty(0, *([math.prod(grid)] if tokens else []), self.spaces[space or self.student])
+        made = torch.cat(out)
         return made[0] if one else made
 
     def _encode(self, videos: list[Video], space: str | None, num_chunks: int | None, tokens: bool) -> Tensor:
         clips = self.prepare(videos)
         if space == LANGUAGE:
-            assert self._language is not None
             seen = self._chunks(clips, num_chunks)
             return self._language[0].embed_video(seen.tokens, seen.valid).cpu()
         found = self._with_budget(num_chunks)(clips)
@@ -109,7 +121,7 @@ class PolySpace(ModelHubMixin):
             return self.bundle.tokens[space](resample_tokens(found.tokens.float(), self.bundle.card.grid, grid)).cpu()
         return self.translate(found.pooled, space)
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def translate(self, features: Float[Tensor, "*B D"], space: str) -> Float[Tensor, "*B E"]:
         """The student's clip features, from wherever they were kept, in another space; on the CPU."""
         if self.bundle.converters is None or space not in self.bundle.converters.dims:
@@ -121,28 +133,28 @@ class PolySpace(ModelHubMixin):
             raise UserError(f"features have {features.shape[-1]} dims, {self.student} has {self.bundle.card.dim}")
         return self.bundle.converters[space](features.float().to(self.device)).cpu()
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def embed_text(self, texts: str | Sequence[str]) -> Float[Tensor, "*shape"]:
         """Unit vectors of sentences in the space `language`: (E,) of one, (B,E) of a list."""
-        if self._language is None:
-            raise UserError("nothing here reads text; bundle a run that has the language phase")
         towers, text = self._language
         one = isinstance(texts, str)
         made = towers.embed_text(text([texts] if isinstance(texts, str) else list(texts))).cpu()
         return made[0] if one else made
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def classify(
-        self, videos: Video | Sequence[Video], k: int = 5, head: str | None = None
+        self, videos: Video | Sequence[Video], k: int = 5, head: str | None = None, num_chunks: int | None = None
     ) -> list[tuple[str, float]] | list[list[tuple[str, float]]]:
         """The k most likely classes with their probability, best first; a list of these for a list of videos.
 
         `head`: fusion, student or probe; by default the one of fusion and student that held-out clips chose, else the
         probe. A probe of several classes a clip gives each its own probability.
         """
-        one, parts = _batches(videos)
+        one, parts = batches(videos)
         head = head or (CHOICES[self.bundle.choice["head"]] if self.bundle.heads is not None else "probe")
-        logits = [self._scores(self.prepare(part), head) for part in parts]
+        logits = [self._scores(self.prepare(part), head, num_chunks) for part in parts]
+        if not logits:
+            return []
         several = head == "probe" and self._probe is not None and self._probe.several
         chances = torch.cat(logits).sigmoid() if several else torch.cat(logits).softmax(-1)
         names = self._probe.classes if head == "probe" and self._probe is not None else self.classes
@@ -153,17 +165,17 @@ class PolySpace(ModelHubMixin):
         ]
         return rows[0] if one else rows
 
-    def _scores(self, clips: Tensor, head: str) -> Tensor:
+    def _scores(self, clips: Tensor, head: str, num_chunks: int | None) -> Tensor:
         known = ["fusion", "student"] if self.bundle.heads is not None else []
-        known += ["probe"] if self._probe is not None else []
+        known += ["probe"] if "probe" in self.bundle.folders else []
         if head not in known:
             raise UserError(f"head {head!r} is not in this bundle; it has {', '.join(known) or 'none'}")
         if head == "probe":
             assert self._probe is not None
-            seen = self._chunks(clips, None)
+            seen = self._chunks(clips, num_chunks)
             return self._probe(seen.tokens, seen.valid).cpu()
         assert self.bundle.heads is not None
-        return self.bundle.heads(self.backbone(clips).pooled.float())[head].cpu()
+        return self.bundle.heads(self._with_budget(num_chunks)(clips).pooled.float())[head].cpu()
 
     def index(
         self, videos: Sequence[str | Path], out: str | Path, space: str | None = None, metric: str = "cosine"
@@ -177,7 +189,7 @@ class PolySpace(ModelHubMixin):
             0
         ]
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def nearest(
         self, query: Video, store: FeatureStore | Index | str | Path, space: str | None = None, k: int = 10
     ) -> list[Neighbour]:
@@ -190,21 +202,36 @@ class PolySpace(ModelHubMixin):
         """
         found = open_store(store)
         name = space or (self.student if isinstance(found, FeatureStore) else str(found.about["space"]))
-        rows = None if isinstance(found, Index) else self._rows(found, name)
+        rows = None if isinstance(found, Index) else self.features(found, name)
         return neighbours(found, rows, self._vector(query, name), name, k)
 
     def _vector(self, query: Video, space: str) -> Tensor:
-        return query.float() if isinstance(query, Tensor) and query.ndim == 1 else self.encode(query, space)
+        if isinstance(query, list | tuple):
+            raise UserError("one query at a time")
+        if isinstance(query, Tensor | np.ndarray) and query.ndim == 1:
+            return torch.as_tensor(query).detach().float().cpu()
+        return self.encode(query, space)
 
-    def _rows(self, store: FeatureStore, space: str) -> Tensor:
-        if space in store.spaces:
-            return store.features(space)
-        own = store.spaces.get(self.student, {})
-        if self.bundle.converters is None or space not in self.bundle.converters.dims:
-            raise UserError(f"{store.path} holds no space {space}{did_you_mean(space, store.spaces)}")
-        if own.get("digest") != self.bundle.card.digest:
-            raise UserError(f"{store.path} holds neither {space} nor features of this {self.student}")
-        return self.translate(store.features(self.student), space)
+    def features(self, store: FeatureStore | str | Path, space: str | None = None) -> Float[Tensor, "n E"]:
+        """All clips of a store in a space: its own features where it holds them, else its student's translated.
+        UserError where they were made by other weights than this bundle's."""
+        found = store if isinstance(store, FeatureStore) else FeatureStore(store)
+        name = space or self.student
+        key = (found.fingerprint, name)
+        if key not in self._kept:
+            self._kept = {key: self._read(found, name)}
+        return self._kept[key]
+
+    def _read(self, store: FeatureStore, name: str) -> Tensor:
+        served = self.bundle.converters is not None and name in self.bundle.converters.dims
+        own = name if name in store.spaces or not served else self.student
+        if own not in store.spaces:
+            raise UserError(f"{store.path} holds no space {name}{did_you_mean(name, store.spaces)}")
+        known = self.bundle.spaces.get(own)
+        if known is not None:
+            check_space(known, store.spaces[own], own, Path("the bundle"), str(store.path))
+        rows = store.features(own)
+        return rows if own == name else self.translate(rows, name)
 
     def _check_space(self, space: str | None, tokens: bool) -> None:
         known = list(self.spaces)
@@ -216,20 +243,7 @@ class PolySpace(ModelHubMixin):
 
     def prepare(self, videos: Sequence[Video]) -> Float[Tensor, "B T H W 3"]:
         """Videos as the student takes them in: frames sampled, resized, cropped, normalised."""
-        plan, sampling = self.bundle.card.plan, Sampling.parse(self.bundle.sampling)
-        made = []
-        for video in videos:
-            if isinstance(video, str | Path):
-                frames = decode_clip(Path(video), {"": plan}, Views(sampling), plan.frames)[0][""][0]
-            else:
-                whole = torch.as_tensor(video)
-                if whole.ndim != 4 or whole.shape[-1] != 3 or whole.dtype != torch.uint8:
-                    raise UserError(f"a video is a path or uint8 (T,H,W,3), not {whole.dtype} {tuple(whole.shape)}")
-                if sampling.kind == "fps":
-                    raise UserError(f"frames are sampled as {sampling}, which needs a file with its rate")
-                frames = whole[sampling.pick(len(whole), plan.frames, 0.0)[0]]
-            made.append(transforms.prepare(frames, plan))
-        return torch.cat(made).to(self.device)
+        return prepare_videos(videos, self.bundle.card.plan, self.bundle.sampling).to(self.device)
 
     def _with_budget(self, num_chunks: int | None) -> Any:
         if num_chunks is None:
@@ -240,10 +254,9 @@ class PolySpace(ModelHubMixin):
 
     def _chunks(self, clips: Tensor, num_chunks: int | None) -> Encoded:
         """What language and probe were trained on: the student's own tokens."""
-        assert isinstance(self.backbone, HouseBackbone)
-        if num_chunks is None or not isinstance(self.backbone.encoder, HNetViT):
-            return self.backbone.encoder.encode(clips)
-        return self.backbone.encoder.encode(clips, num_chunks=num_chunks)
+        backbone = self._with_budget(num_chunks)
+        assert isinstance(backbone, HouseBackbone)
+        return backbone.encoded(clips)
 
     def _save_pretrained(self, save_directory: Path) -> None:
         save_bundle(self.bundle, Path(save_directory))
@@ -251,17 +264,12 @@ class PolySpace(ModelHubMixin):
     @classmethod
     def _from_pretrained(cls, *, model_id: str, **options: Any) -> "PolySpace":
         """`model_id`: a folder, or a repository of the hub; `student` and `device` as in `load`."""
-        hub = {key: options[key] for key in HUB_OPTIONS if key in options}
-        folder = Path(model_id) if Path(model_id).is_dir() else Path(snapshot_download(model_id, **hub))
-        return load(folder, **{key: options[key] for key in ("student", "device") if key in options})
-
-
-def _batches(videos: Video | Sequence[Video]) -> tuple[bool, list[list[Video]]]:
-    """Whether it is one video, and all of them in parts of a forward's size."""
-    if isinstance(videos, str | Path | np.ndarray | Tensor):
-        return True, [[videos]]
-    every = list(videos)
-    return False, [every[i : i + BATCH] for i in range(0, len(every), BATCH)]
+        hub = {key: options.pop(key) for key in HUB_OPTIONS if key in options}
+        local = Path(model_id).is_dir()
+        if not local and (Path(model_id).is_absolute() or model_id.startswith((".", "~")) or model_id.count("/") > 1):
+            raise UserError(f"{model_id} is not a folder")
+        folder = Path(model_id) if local else Path(snapshot_download(model_id, **hub))
+        return load(folder, **options)
 
 
 def load(
@@ -279,7 +287,7 @@ def load(
         if num_chunks is not None:
             raise UserError("a bundle keeps the budget it was made with; give num_chunks to single calls")
     elif place.is_dir():
-        bundle = gather(run=place, num_chunks=num_chunks)
+        bundle = gather(run=place, student=student, num_chunks=num_chunks)
     else:
         raise UserError(f"{place} is not a folder")
     return PolySpace(bundle, device)

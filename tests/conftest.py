@@ -106,3 +106,23 @@ def run_fails(line: str, cwd: Path, *words: str, **environment: str) -> str:
     for word in words:
         assert word in last, f"{word!r} not in {last!r}"
     return last
+
+
+@pytest.fixture(scope="session")
+def made(tmp_path_factory, checkpoints) -> Path:
+    """The folder of `library.build`: a run, a store, converters, heads, an evaluation, an index, a bundle."""
+    from library import build
+
+    return build(tmp_path_factory.mktemp("whole"), checkpoints)
+
+
+@pytest.fixture(scope="session")
+def ps(made):
+    import polyspace
+
+    return polyspace.load(made / "bundle", device="cpu")
+
+
+@pytest.fixture(scope="session")
+def clip(made) -> Path:
+    return sorted((made / "data").rglob("*.avi"))[0]

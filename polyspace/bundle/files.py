@@ -4,14 +4,15 @@ Tensors are safetensors, everything else is JSON, so nothing that is loaded can 
 with its sha256, and carries a sum of itself.
 """
 
+import os
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from polyspace.bundle.parts import Bundle
-from polyspace.models.backbones import BackboneCard, describe_all
+from polyspace.bundle.parts import Bundle, student_card
+from polyspace.models.backbones import BackboneCard
 from polyspace.models.spaces.converters import ConverterBank, bank_from_state
 from polyspace.report.bundle_card import bundle_card
 from polyspace.train.alignment.fusion_phase import HeadSet, HeadShape
@@ -28,60 +29,78 @@ from polyspace.utils.checkpoint_io import (
 from polyspace.utils.errors import UserError
 from polyspace.version import __version__
 
-FORMAT, VERSION = "polyspace.bundle", 2  # 2: files and their sums in one table; sampling and budget recorded
+FORMAT, VERSION = "polyspace.bundle", 2  # 2: files and their sums in one table; sampling and order recorded
+PARTS = ("student", "language", "probe", "converters.safetensors", "token_converters.safetensors", "fusion.safetensors")
 
 
 def save_bundle(bundle: Bundle, folder: Path, with_student: bool = True) -> None:
-    """Write the folder. Without `with_student` its weights stay where they are, and bundle.json names the place; a
-    student from the hub is never copied."""
-    folder.mkdir(parents=True, exist_ok=True)
-    sums: dict[str, str] = {}
+    """Write the folder; what an older bundle left there goes. Without `with_student` its weights stay where they are,
+    and bundle.json names the place by the way from its folder; a student from the hub is never copied."""
+    folder = folder.resolve()
+    made = folder.parent / f".{folder.name}.partial"
+    shutil.rmtree(made, ignore_errors=True)
+    made.mkdir(parents=True)
     copied = with_student and bool(bundle.card.files) and bundle.card.revision == "local"
-    if copied:
-        for path in bundle.card.files:
-            _copy(path, folder / "student" / path.name, sums, folder)
+    _write_parts(bundle, made, copied)
+    sums = {p.relative_to(made).as_posix(): sha256_file(p) for p in made.rglob("*") if p.is_file()}
+    about = _describe(bundle, folder, copied) | {"files": dict(sorted(sums.items()))}
+    write_text(made / "README.md", bundle_card(about))
+    write_json(made / "bundle.json", about | {"sha256": sha256_json(about)})
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in ("bundle.json", *PARTS):  # a bundle is whole while its bundle.json is there
+        _remove(folder / name)
+    for path in sorted(made.iterdir(), key=lambda p: p.name == "bundle.json"):
+        _remove(folder / path.name)
+        os.replace(path, folder / path.name)
+    made.rmdir()
+
+
+def _write_parts(bundle: Bundle, made: Path, copied: bool) -> None:
+    for path in bundle.card.files if copied else ():
+        (made / "student").mkdir(exist_ok=True)
+        shutil.copyfile(path, made / "student" / path.name)
     for name, place in bundle.folders.items():
+        (made / name).mkdir()
         for file in (f"{name}.json", f"{name}.safetensors"):
-            _copy(place / file, folder / name / file, sums, folder)
-    parts = {"converters": bundle.converters, "token_converters": bundle.tokens}
-    for name, bank in parts.items():
-        if bank is not None:
-            save_tensors(folder / f"{name}.safetensors", bank.state_dict())
-            sums[f"{name}.safetensors"] = sha256_file(folder / f"{name}.safetensors")
-    if bundle.heads is not None:
-        save_tensors(folder / "fusion.safetensors", bundle.heads.heads.state_dict())
-        sums["fusion.safetensors"] = sha256_file(folder / "fusion.safetensors")
-    about = _describe(bundle, copied) | {"files": dict(sorted(sums.items()))}
-    write_text(folder / "README.md", bundle_card(about))
-    write_json(folder / "bundle.json", about | {"sha256": sha256_json(about)})
+            shutil.copyfile(place / file, made / name / file)
+    heads = bundle.heads.heads if bundle.heads is not None else None
+    parts = {"converters": bundle.converters, "token_converters": bundle.tokens, "fusion": heads}
+    for name, module in parts.items():
+        if module is not None:
+            save_tensors(made / f"{name}.safetensors", module.state_dict())
 
 
-def _copy(source: Path, target: Path, sums: dict[str, str], folder: Path) -> None:
-    target.parent.mkdir(parents=True, exist_ok=True)
-    if source.resolve() != target.resolve():
-        shutil.copyfile(source, target)
-    sums[str(target.relative_to(folder))] = sha256_file(target)
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
-def _describe(bundle: Bundle, copied: bool) -> dict[str, Any]:
-    card = bundle.card
-    student: dict[str, Any] = {
-        "name": card.name,
-        "checkpoint": "student" if copied else card.checkpoint,
-        "revision": card.revision,
-    }
-    student |= {"digest": card.digest, "frames": card.plan.frames, "num_chunks": card.num_chunks}
+def _describe(bundle: Bundle, folder: Path, copied: bool) -> dict[str, Any]:
+    card, place = bundle.card, bundle.card.checkpoint
+    if not copied and card.revision == "local" and card.files:
+        place = os.path.relpath(Path(place).expanduser().resolve(), folder)
+    student = {"name": card.name, "checkpoint": "student" if copied else place, "copied": copied}
+    spaces = {name: space | {"checkpoint": _public(space)} for name, space in bundle.spaces.items()}
     heads = None
     if bundle.heads is not None:
         fusion = bundle.heads.heads["fusion"]
         heads = {"hidden": fusion.student.out_features, "classes": bundle.classes, "choice": bundle.choice}
+    order = {
+        name: list(bank.dims)  # gates go by position, and a file of tensors forgets the order
+        for name, bank in (("converters", bundle.converters), ("token_converters", bundle.tokens))
+        if bank is not None
+    }
     return {
         "format": FORMAT,
         "format_version": VERSION,
         "polyspace": __version__,
         "student": student,
         "sampling": bundle.sampling,
-        "spaces": bundle.spaces,
+        "views": list(bundle.views),
+        "spaces": spaces,
+        "order": order,
         "kind": bundle.kind,
         "held_out": bundle.held_out,
         "tokens_held_out": bundle.tokens_held_out,
@@ -91,15 +110,20 @@ def _describe(bundle: Bundle, copied: bool) -> dict[str, Any]:
     }
 
 
+def _public(space: dict[str, Any]) -> str:
+    """Where weights lay on the maker's machine is nobody's business."""
+    return Path(space["checkpoint"]).name if space["revision"] == "local" else space["checkpoint"]
+
+
 def _from_1(about: dict[str, Any]) -> dict[str, Any]:
     """Version 1 named the student by its checkpoint alone, and listed sums beside each part."""
     name = about["student"]
-    space = about["spaces"][name]
-    student = {"name": name, "checkpoint": about["checkpoint"], "revision": space["revision"]}
-    student |= {"digest": space["digest"], "frames": space["plan"]["frames"], "num_chunks": None}
+    student = {"name": name, "checkpoint": about["checkpoint"], "copied": about["checkpoint"] == "student"}
+    order = {"converters": [other for other in about["spaces"] if other != name]}
     files = {f"{part}.safetensors": value for part, value in about["sums"].items()}
     kept = {k: v for k, v in about.items() if k not in ("checkpoint", "sums", "sha256")}
-    return kept | {"student": student, "sampling": "segments", "files": files, "tokens_held_out": {}, "phases": []}
+    new = {"student": student, "sampling": "segments", "views": [1, 1], "order": order, "files": files}
+    return kept | new | {"tokens_held_out": {}, "phases": []}
 
 
 # version -> what makes the next version of it
@@ -140,7 +164,7 @@ def load_bundle(folder: Path, student: str | None = None) -> Bundle:
     for name in ("converters", "token_converters"):
         if f"{name}.safetensors" in about["files"]:
             file = folder / f"{name}.safetensors"
-            banks[name] = bank_from_state(load_tensors(file, "converters"), str(file))
+            banks[name] = bank_from_state(load_tensors(file, "converters"), str(file), about["order"][name])
     made = Bundle(
         card,
         about["sampling"],
@@ -152,21 +176,23 @@ def load_bundle(folder: Path, student: str | None = None) -> Bundle:
         about["tokens_held_out"],
         folders={name: folder / name for name in about["phases"]},
         metrics=about["metrics"],
+        views=(about["views"][0], about["views"][1]),
     )
     return made if about["heads"] is None else _with_heads(made, about["heads"], folder / "fusion.safetensors")
 
 
 def _student(about: dict[str, Any], folder: Path, given: str | None) -> BackboneCard:
     known = about["student"]
-    name, revision = known["name"], known["revision"]
-    place = given or (str(folder / "student") if known["checkpoint"] == "student" else known["checkpoint"])
-    at = "" if given or revision == "local" else f"@{revision}"
-    stand_in = about["spaces"][name]["backend"] == "identity"
-    options = [] if stand_in else [f"{name}={place}{at}"]
-    card = describe_all(name, [], known["frames"], options, num_chunks=known["num_chunks"])[name]
-    if card.digest != known["digest"]:
-        raise UserError(f"{folder} belongs to other weights of {name} than those in {place}")
-    return card
+    space = about["spaces"][known["name"]]
+    if given is not None and space["backend"] == "identity":
+        raise UserError(f"the student of {folder} is a stand-in; {given} can't take its place")
+    local = space["revision"] == "local" and space["backend"] != "identity"
+    place = given or (str(folder / known["checkpoint"]) if local else known["checkpoint"])
+    if local and not Path(place).is_dir():
+        raise UserError(
+            f"the student's weights are not in {place}; say where they are: polyspace.load(…, student=FOLDER)"
+        )
+    return student_card(known["name"], space, place, str(folder))
 
 
 def _with_heads(made: Bundle, about: dict[str, Any], file: Path) -> Bundle:

@@ -7,8 +7,8 @@ from typing import Any
 
 from pydantic import Field
 
-from polyspace.bundle.files import save_bundle
-from polyspace.bundle.parts import Bundle
+from polyspace.bundle.files import load_bundle, save_bundle
+from polyspace.bundle.parts import Bundle, student_card
 from polyspace.config import Config, parse
 from polyspace.models.backbones import BackboneCard, describe_all
 from polyspace.models.spaces.converters import ConverterBank, load_converters
@@ -16,7 +16,7 @@ from polyspace.models.vjepa.saved import find_encoder, read_encoder
 from polyspace.train.train_fusion import load_heads
 from polyspace.utils.checkpoint_io import read_json, sha256_file, try_writing
 from polyspace.utils.errors import UserError
-from polyspace.utils.log import say
+from polyspace.utils.log import say, warn
 
 HEADS = ("fusion", "student")
 SCORES = ("heads", "difference", "translation", "retained", "cost")  # of an evaluation, kept in the bundle
@@ -60,18 +60,34 @@ def gather(
     spaces: dict[str, Any] = {card.name: card.about()}
     for path, known in ((converters, about), (tokens, token_about)):
         if known is not None:
-            _same_student(path, known, card)
+            student_card(card.name, known["spaces"][card.name], card.checkpoint, str(path))
             spaces |= {name: space for name, space in known["spaces"].items() if name != card.name}
-    made = Bundle(card, spaces=spaces, converters=bank, tokens=token_bank, metrics=metrics or {})
+    sampling, views = _sampling(first, card, (converters, tokens), (about, token_about))
+    made = Bundle(card, sampling, spaces, bank, tokens=token_bank, metrics=metrics or {}, views=views)
     if about is not None:
-        found = {"kind": about["kind"], "held_out": kept_scores(about)}
-        made = replace(made, sampling=about.get("sampling", made.sampling), **found)
+        made = replace(made, kind=about["kind"], held_out=kept_scores(about))
     if token_about is not None:
         made = replace(made, tokens_held_out=kept_scores(token_about))
     if fusion is not None:
         assert bank is not None and converters is not None
         made = _with_heads(made, fusion, bank, converters)
     return replace(made, folders=_phases(run, card)) if run is not None else made
+
+
+def _sampling(first: Any, card: BackboneCard, paths: Any, abouts: Any) -> tuple[str, tuple[int, int]]:
+    """How frames are sampled, and (windows, crops) that are averaged: as for the features that converters were fitted
+    on, which must agree; of a run as its encoder was pretrained."""
+    if first is None:
+        place = find_encoder(Path(card.checkpoint))
+        assert place is not None
+        return read_encoder(place)["input"].get("sampling", "segments"), (1, 1)
+    found = [(a.get("sampling", "segments"), tuple(a.get("views", (1, 1)))) for a in abouts if a is not None]
+    if len(set(found)) > 1:
+        raise UserError(f"{paths[0]} and {paths[1]} were fitted on frames that were sampled in other ways")
+    sampling, views = found[0]
+    if views != (1, 1):
+        warn(f"converters were fitted on means of {views[0]} windows and {views[1]} crops; encode takes the middle one")
+    return sampling, (int(views[0]), int(views[1]))
 
 
 def kept_scores(about: dict[str, Any]) -> dict[str, dict[str, Any]]:
@@ -86,13 +102,12 @@ def _student(about: dict[str, Any] | None, run: Path | None, given: str | None, 
             raise UserError("a bundle needs converters, or a run of main.py with an encoder")
         if find_encoder(run) is None:
             raise UserError(f"{run} holds no encoder (no encoder.json there or in its pretrain/)")
+        if given is not None:
+            raise UserError(f"the student of {run} is its own encoder; leave out {given}")
         return house_card(run, num_chunks)
     name = about["student"]
     known = about["spaces"][name]
-    place = given or known["checkpoint"]
-    options = [] if known["backend"] == "identity" else [f"{name}={place}"]
-    frames = known["plan"]["frames"]
-    return describe_all(name, [], frames, options, num_chunks=known.get("num_chunks"))[name]
+    return student_card(name, known, given or known["checkpoint"], "the converters' file")
 
 
 def house_card(folder: Path, num_chunks: int | None = None) -> BackboneCard:
@@ -102,13 +117,6 @@ def house_card(folder: Path, num_chunks: int | None = None) -> BackboneCard:
     learned = (read_encoder(place).get("input") or {}).get("frames", 16)
     options = [f"hnet_vjepa={place}"]
     return describe_all("hnet_vjepa", [], learned, options, num_chunks=num_chunks)["hnet_vjepa"]
-
-
-def _same_student(path: Path | None, about: dict[str, Any], card: BackboneCard) -> None:
-    known = about["spaces"].get(card.name, {})
-    for key, word in (("digest", "weights"), ("pooling", "pooling"), ("dim", "dims")):
-        if known.get(key) != card.identity()[key]:
-            raise UserError(f"{path} was fitted on other {word} of {card.name} than those of {card.checkpoint}")
 
 
 def _with_heads(made: Bundle, fusion: Path, bank: ConverterBank, converters: Path) -> Bundle:
@@ -123,17 +131,36 @@ def _with_heads(made: Bundle, fusion: Path, bank: ConverterBank, converters: Pat
 
 
 def _phases(run: Path, card: BackboneCard) -> dict[str, Path]:
-    """Language and probe of a run, where it has them and they read this student."""
+    """Language and probe of a run, where it has them and they read this student; a warning says which do not."""
+    if card.backend != "polyspace":
+        raise UserError(f"language and probe of {run} read an encoder of our own, not {card.name}: leave out the run")
     found = {}
     for name in ("language", "probe"):
-        file = run / name / f"{name}.json"
-        if (
-            file.is_file()
-            and read_json(file)["encoder_sha256"] == card.digest
-            and not (run / name / "encoder.json").is_file()
-        ):
+        if not (run / name / f"{name}.json").is_file():
+            continue
+        about = read_json(run / name / f"{name}.json", name)
+        if (run / name / "encoder.json").is_file():
+            warn(f"{name} of {run} is left out: its encoder learned on, and is no longer the student")
+        elif about["encoder_sha256"] != card.digest:
+            warn(f"{name} of {run} is left out: it was trained on another encoder than {card.checkpoint}")
+        elif about.get("pooling") == "saliency":
+            warn(f"{name} of {run} is left out: it needs saliency labels of every clip")
+        else:
             found[name] = run / name
     return found
+
+
+def _evaluation(path: Path, made: Bundle) -> dict[str, Any]:
+    """What the model card tells of an evaluation; UserError where it is another bundle's."""
+    found = read_json(path, "evaluation")
+    if not isinstance(found, dict) or found.get("format") != "polyspace.eval":
+        raise UserError(f"{path} is not an evaluation (eval_….json)")
+    same = found["student"] == made.card.name and found["classes"] == made.classes and found["choice"] == made.choice
+    digests = {name: space["digest"] for name, space in made.spaces.items()}
+    if not same or any(digests.get(name) != space["digest"] for name, space in found["spaces"].items()):
+        raise UserError(f"{path} evaluates other weights or heads than those given")
+    kept = {key: found[key] for key in SCORES if found.get(key) is not None}
+    return kept | {key: found[key] for key in ("dataset", "split", "generated", "clips", "chance")}
 
 
 def main(argv: Sequence[str]) -> int:
@@ -145,20 +172,17 @@ def main(argv: Sequence[str]) -> int:
         example="polyspace bundle --converters checkpoints/converters/converters_ep10.pt "
         "--fusion checkpoints/fusion/fusion_ep5.pt --out bundle",
     )
-    metrics = {}
-    if config.evaluation is not None:
-        found = read_json(config.evaluation, "evaluation")
-        kept = {key: found[key] for key in SCORES if found.get(key) is not None}
-        metrics["evaluation"] = kept | {key: found[key] for key in ("dataset", "split", "generated", "clips", "chance")}
     made = gather(
         converters=config.converters,
         tokens=config.tokens,
         fusion=config.fusion,
         run=config.run,
         student=config.student,
-        metrics=metrics,
     )
+    if config.evaluation is not None:
+        made = replace(made, metrics=made.metrics | {"evaluation": _evaluation(config.evaluation, made)})
     try_writing(config.out)
     save_bundle(made, config.out, config.with_student)
+    load_bundle(config.out)  # what can't be read again was not worth writing
     say(f"{made.card.name} and {len(made.spaces) - 1} more spaces -> {config.out}")
     return 0

@@ -1,15 +1,15 @@
 """What a bundle holds."""
 
+import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from polyspace.models.backbones import BackboneCard
-from polyspace.models.language import TextEncoder, TwoTowers
+from polyspace.models.backbones import BackboneCard, describe_all
 from polyspace.models.spaces.converters import ConverterBank
 from polyspace.train.alignment.fusion_phase import HeadSet
-from polyspace.train.downstream.saved_probe import Probe, load_probe
-from polyspace.train.language_align import load_language
+from polyspace.utils.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -35,9 +35,19 @@ class Bundle:
     choice: dict[str, Any] = field(default_factory=dict)
     folders: dict[str, Path] = field(default_factory=dict)
     metrics: dict[str, Any] = field(default_factory=dict)
+    views: tuple[int, int] = (1, 1)  # windows and crops that the converters' features are means of
 
-    def language(self) -> tuple[TwoTowers, TextEncoder] | None:
-        return load_language(self.folders["language"]) if "language" in self.folders else None
 
-    def probe(self) -> Probe | None:
-        return load_probe(self.folders["probe"]) if "probe" in self.folders else None
+def student_card(name: str, known: Mapping[str, Any], place: str, where: str) -> BackboneCard:
+    """The card of a student as `known` in a file of `where`, from weights in `place`: the same in all that features
+    depend on, or a UserError says in what not."""
+    revision, stand_in = known["revision"], known["backend"] == "identity"
+    at = "" if stand_in or revision == "local" or Path(place).expanduser().is_dir() else f"@{revision}"
+    options = [] if stand_in else [f"{name}={place}{at}"]
+    card = describe_all(name, [], known["plan"]["frames"], options, num_chunks=known.get("num_chunks"))[name]
+    for key, value in json.loads(json.dumps(card.identity())).items():
+        recorded = {k: v for k, v in known[key].items() if k != "source"} if key == "plan" else known.get(key)
+        if recorded != value:
+            words = {"digest": "weights", "plan": "frames or preprocessing"}
+            raise UserError(f"{where} belongs to other {words.get(key, key)} of {name} than those in {place}")
+    return card

@@ -1,5 +1,6 @@
 """Where the things are that actions move: keypoints of a frame's latents, found without labels."""
 
+import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -48,7 +49,9 @@ def travel_loss(
 
 def explained_travel(
     first: Float[Tensor, "B A"], later: Float[Tensor, "B A"], travel: Float[Tensor, "B A"]
-) -> Float[Tensor, " A"]:
-    """Share of the variance of the travel, in each dim, that the places tell; 0 if told a mean travel at all times."""
+) -> tuple[Float[Tensor, ""], Float[Tensor, " A"]]:
+    """Share of the variance of the travel that the places tell, of all dims together and of each (nan where it never
+    varies); 0 if told a mean travel at all times."""
     rest = (later - first - travel).square().sum(0)
-    return 1 - rest / (travel - travel.mean(0)).square().sum(0).clamp_min(1e-9)
+    varies = (travel - travel.mean(0)).square().sum(0)
+    return 1 - rest.sum() / varies.sum().clamp_min(1e-9), 1 - rest / torch.where(varies > 0, varies, torch.nan)

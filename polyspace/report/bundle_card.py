@@ -20,10 +20,10 @@ def bundle_card(about: dict[str, Any], folder: str = "this folder") -> str:
     lines = ["---", "library_name: polyspace", "tags: [video, feature-extraction]", "---", ""]
     lines += [f"# PolySpace bundle: {student['name']}", ""]
     lines += _warnings(about)
-    budget = f", {student['num_chunks']} chunks a clip" if student["num_chunks"] else ""
+    budget = f", {own['num_chunks']} chunks a clip" if own.get("num_chunks") else ""
     lines += [
-        f"One forward of `{student['name']}` ({own['dim']} dims, {student['frames']} frames, {own['pooling']} pooling"
-        f"{budget}; trained: {own['trained'] or 'not said'}) serves these spaces.",
+        f"One forward of `{student['name']}` serves these spaces: {own['dim']} dims, {own['plan']['frames']} frames, "
+        f"{own['pooling']} pooling{budget}; trained: {own['trained'] or 'not said'}.",
         "",
     ]
     lines += _spaces(about)

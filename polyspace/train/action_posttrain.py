@@ -78,10 +78,9 @@ def run_action(config: Any, folder: Path, device: torch.device) -> dict[str, Any
     depends = {"data": about, "encoder": start.sha256, "action": c.model_dump(mode="json")}
     first, last = fit_phase("action", phase, items, c, config.seed, folder, device, depends)
     files = save_action(folder, phase, c, start, size)
-    say(
-        f"action: {last['gain']:.1%} below copying the last frame over {c.horizon} steps "
-        f"({last['gain_other_actions']:.1%} when told another episode's actions)"
-    )
+    other = last.get("gain_other_actions")
+    told = "" if other is None else f" ({other:.1%} when told another episode's actions)"
+    say(f"action: {last['gain']:.1%} below copying the last frame over {c.horizon} steps{told}")
     names = {"gain": f"over {c.horizon} steps", "gain_one_step": "one step", "gain_other_actions": "other actions"}
     pictures = curves(folder, names, "share of the copied frame's energy saved")
     return entry(folder, start, files, about, first, last) | {"pictures": pictures}
@@ -94,7 +93,7 @@ def latent_phase(
     latents = [encode_views(world, views, start.scale, device, "action") for views in (train, held)]
     phase = ActionPhase(world, c, world.places(size, size, world.predictor.scale)).to(device)
     apart = c.keypoint_apart if c.keypoints else 0
-    phase.held = LatentEpisodes(latents[1], held.actions, c.history + c.horizon, apart)
+    phase.held = LatentEpisodes(latents[1], held.actions, c.history + c.horizon, apart, held.groups)
     return LatentEpisodes(latents[0], train.actions, c.window, apart), phase
 
 
@@ -112,6 +111,8 @@ def load_world(folder: str | Path) -> tuple[WorldModel, dict[str, Any]]:
     `mean` and `std`, `energy`."""
     folder = Path(folder)
     about = read_json(folder / "action.json", "world model")
+    if about.get("version") != 2:
+        raise UserError(f"{folder} was written by another release (version {about.get('version')}); train action again")
     file = folder / "action.safetensors"
     state = load_tensors(file, "world model")
     if sha256_file(file) != about["sha256"]:

@@ -46,7 +46,8 @@ class Parts:
 def input_of(config: DataConfig) -> dict[str, Any]:
     """What an encoder that is pretrained on such clips takes in: frames, size, and how pixels are normalised."""
     scale = GENERATED if config.dataset == "generated" else IMAGENET
-    return {"frames": config.frames, "size": config.size} | scale
+    more = {} if config.dataset == "generated" else {"sampling": config.sampling}
+    return {"frames": config.frames, "size": config.size} | scale | more
 
 
 def check_clips(config: DataConfig, encoder: HNetViT | TubeletViT, future_share: float | None = None) -> None:

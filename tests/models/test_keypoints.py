@@ -1,5 +1,6 @@
 """Keypoints find what actions move, from actions alone."""
 
+import pytest
 import torch
 
 from polyspace.models.keypoints import ActionKeypoints, explained_travel, travel_loss
@@ -37,9 +38,9 @@ def test_what_actions_move_is_found_beside_something_that_moves_by_itself():
     first, later, travel = scenes(256, 10_000)
     with torch.no_grad():
         a, b = model(first, PLACES), model(later, PLACES)
-        assert (explained_travel(a, b, travel) > 0.9).all()
+        assert (explained_travel(a, b, travel)[1] > 0.9).all()
         shuffled = explained_travel(a, b, travel.roll(1, 0))  # the control: another scene's travel
-    assert (shuffled < 0.2).all()
+    assert (shuffled[1] < 0.2).all()
 
 
 def test_points_move_with_the_cells():
@@ -52,8 +53,10 @@ def test_points_move_with_the_cells():
 
 
 def test_explained_travel_is_one_when_told_and_nought_for_the_mean():
-    travel = torch.randn(50, 2, generator=torch.Generator().manual_seed(0))
+    travel = torch.randn(50, 3, generator=torch.Generator().manual_seed(0))
+    travel[:, 1] = 2.0  # never varies: nothing to tell
     none = torch.zeros_like(travel)
-    assert torch.allclose(explained_travel(none, travel, travel), torch.ones(2))
-    mean = travel.mean(0).expand_as(travel)
-    assert torch.allclose(explained_travel(none, mean, travel), torch.zeros(2), atol=1e-6)
+    for later, share in ((travel, 1.0), (travel.mean(0).expand_as(travel), 0.0)):
+        whole, dims = explained_travel(none, later, travel)
+        assert whole.item() == pytest.approx(share, abs=1e-5) and dims[1].isnan()
+        assert torch.allclose(dims[[0, 2]], torch.full((2,), share), atol=1e-5)

@@ -45,3 +45,16 @@ def test_the_travel_is_the_sum_of_actions_up_to_the_later_frame_or_the_end():
     assert found["first"][:, 0, 0].tolist() == [0, 1, 2, 3]
     assert found["later"][:, 0, 0].tolist() == [3, 4, 4, 4]
     assert found["travel"][:, 0].tolist() == [0 + 1 + 2, 1 + 2 + 3, 2 + 3, 3]
+
+
+def test_cameras_of_one_episode_are_no_other_episode():
+    config = validate(ActionConfig, {"action_dim": 1, "horizon": 2, "energy": "l1"})
+    actions = [torch.full((4, 1), v) for v in (1.0, 1.0, -1.0, -1.0)]
+    latents = [torch.cat([torch.zeros(1, 1), a.cumsum(0)])[:, None].expand(-1, 3, 1) for a in actions]
+    held = LatentEpisodes(latents, actions, 3, groups=["a", "a", "b", "b"])
+    other = held.elsewhere()
+    assert other is not None and (held.groups[other] != held.groups).all()
+    assert open_loop(Adds(), held, torch.zeros(3, 3), config)["gain_other_actions"] == pytest.approx(-1.0)
+    alone = LatentEpisodes(latents[:2], actions[:2], 3, groups=["a", "a"])
+    found = open_loop(Adds(), alone, torch.zeros(3, 3), config)
+    assert found["gain"] == pytest.approx(1.0) and not {"gain_low", "gain_other_actions"} & found.keys()

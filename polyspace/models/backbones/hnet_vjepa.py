@@ -11,6 +11,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from polyspace.models.backbones.base import Backbone, BackboneCard
 from polyspace.models.backbones.checkpoints import WeightsUnavailable
 from polyspace.models.features import Features
+from polyspace.models.vjepa.encoded import Encoded
 from polyspace.models.vjepa.saved import find_encoder, load_encoder, make_encoder, read_encoder
 from polyspace.models.vjepa.vit import HNetViT, TubeletViT
 from polyspace.utils.errors import UserError
@@ -27,11 +28,14 @@ class HouseBackbone(Backbone):
         super().__init__()
         self.encoder, self.num_chunks = encoder, num_chunks
 
-    def forward(self, video: Float[Tensor, "B T H W 3"]) -> Features:
+    def encoded(self, video: Float[Tensor, "B T H W 3"]) -> Encoded:
+        """All that the encoder knows of the clips, its own tokens first."""
         if isinstance(self.encoder, HNetViT):
-            encoded = self.encoder.encode(video, num_chunks=self.num_chunks)
-        else:
-            encoded = self.encoder.encode(video)
+            return self.encoder.encode(video, num_chunks=self.num_chunks)
+        return self.encoder.encode(video)
+
+    def forward(self, video: Float[Tensor, "B T H W 3"]) -> Features:
+        encoded = self.encoded(video)
         return Features(encoded.on_grid(), encoded.cells.grid, clip=encoded.pooled())
 
 
@@ -40,6 +44,8 @@ def describe(checkpoint: str | None, revision: str | None, frames: int, num_chun
     UserError where there is none or it takes in something else."""
     if checkpoint is None:
         raise WeightsUnavailable("hnet_vjepa is pretrained by main.py; give --checkpoint hnet_vjepa=outputs")
+    if revision is not None:
+        raise UserError(f"--checkpoint hnet_vjepa={checkpoint}@{revision}: a folder has no revisions")
     folder = find_encoder(Path(checkpoint).expanduser())
     if folder is None:
         raise UserError(f"--checkpoint hnet_vjepa={checkpoint}: no encoder.json there or in its pretrain/")

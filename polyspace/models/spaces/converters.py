@@ -1,6 +1,6 @@
 """Converters T_i from the student's space to a teacher's: closed forms from streamed moments, and a residual MLP."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -148,14 +148,17 @@ def load_converters(path: Path) -> tuple[ConverterBank, dict[str, Any]]:
     return bank_from_state(about.pop("state"), str(path)), about
 
 
-def bank_from_state(state: Mapping[str, Tensor], where: str) -> ConverterBank:
-    """The frozen bank whose state dict this is: names of tensors and their shapes tell all."""
+def bank_from_state(state: Mapping[str, Tensor], where: str, order: Sequence[str] | None = None) -> ConverterBank:
+    """The frozen bank whose state dict this is: names of tensors and their shapes tell all but, where the file forgot
+    it, the `order` of the spaces."""
     parts: dict[str, dict[str, Tensor]] = {}
     try:
         for key, value in state.items():
             _, name, rest = key.split(".", 2)
             parts.setdefault(name, {})[rest] = value
-        bank = ConverterBank({name: _rebuilt(part) for name, part in parts.items()})
+        if order is not None and sorted(order) != sorted(parts):
+            raise ValueError(f"spaces {sorted(parts)}, expected {sorted(order)}")
+        bank = ConverterBank({name: _rebuilt(parts[name]) for name in order or parts})
     except (KeyError, RuntimeError, ValueError) as error:
         raise UserError(f"{where} lacks a part of a converter ({error})") from error
     return bank.eval().requires_grad_(False)

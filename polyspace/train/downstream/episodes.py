@@ -40,11 +40,13 @@ class EpisodeConfig(Config):
 
 @dataclass(frozen=True)
 class Views:
-    """Episodes of different lengths: frames uint8 (T,H,W,3) and actions float32 (T−1,A) of each, and its name."""
+    """Recordings of different lengths: frames uint8 (T,H,W,3) and actions float32 (T−1,A) of each, its name, and its
+    group: an episode that several cameras saw has several recordings of one group."""
 
     frames: list[Tensor]
     actions: list[Tensor]
     names: list[str]
+    groups: list[str]
     about: dict[str, Any]
 
     def __len__(self) -> int:
@@ -52,7 +54,7 @@ class Views:
 
     def select(self, rows: Sequence[int]) -> "Views":
         pick: Any = lambda items: [items[i] for i in rows]  # noqa: E731
-        return Views(pick(self.frames), pick(self.actions), pick(self.names), self.about)
+        return Views(pick(self.frames), pick(self.actions), pick(self.names), pick(self.groups), self.about)
 
 
 def generated_views(count: int, seed: int, frames: int, size: int) -> Views:
@@ -64,11 +66,11 @@ def generated_views(count: int, seed: int, frames: int, size: int) -> Views:
         videos.append(torch.from_numpy(draw_video(rng, states, size, size, 0.0)))
         actions.append(actions_from_states(torch.from_numpy(states)).float())
     names = [f"generated{i:06d}" for i in range(count)]
-    return Views(videos, actions, names, {"source": "generated"})
+    return Views(videos, actions, names, names, {"source": "generated"})
 
 
-def recorded_views(config: EpisodeConfig, size: int, least: int) -> tuple[Views, list[str]]:
-    """Every camera of every usable episode, resized and cropped to a square; and each one's group."""
+def recorded_views(config: EpisodeConfig, size: int, least: int) -> Views:
+    """Every camera of every usable episode, resized and cropped to a square."""
     if config.root is None:
         raise UserError("action.episodes.root is required for recorded episodes")
     found = build_episodes(config.root, config.layout, config.split, config.camera)
@@ -86,7 +88,7 @@ def recorded_views(config: EpisodeConfig, size: int, least: int) -> tuple[Views,
             names.append(f"{record.id}/{camera}")
             groups.append(record.group)
     about = {"source": "recorded", "layout": found.layout, "episodes": len(found.records), "left_out": found.left_out}
-    return Views(videos, actions, names, about), groups
+    return Views(videos, actions, names, groups, about)
 
 
 def _square(record: EpisodeRecord, camera: str, size: int) -> Tensor:
@@ -111,7 +113,7 @@ def file_views(path: Path | None) -> Views:
             f"{path}: {tuple(held['actions'].shape)} actions do not fit {tuple(held['video'].shape)} frames"
         )
     names = [f"episode{i:06d}" for i in range(len(held["video"]))]
-    return Views(list(held["video"]), list(held["actions"]), names, {"source": "file"})
+    return Views(list(held["video"]), list(held["actions"]), names, names, {"source": "file"})
 
 
 def build_views(config: EpisodeConfig, seed: int, size: int, least: int) -> tuple[Views, Views]:
@@ -121,16 +123,15 @@ def build_views(config: EpisodeConfig, seed: int, size: int, least: int) -> tupl
         train = generated_views(config.episodes, seed, config.frames, size)
         return train, generated_views(config.held_out, seed + 77_777, config.frames, size)
     if config.source == "recorded":
-        views, groups = recorded_views(config, size, least)
+        views = recorded_views(config, size, least)
     else:
         views = file_views(config.root)
-        groups = views.names
         short = [n for n, v in zip(views.names, views.frames, strict=True) if len(v) < least]
         if short:
             raise UserError(
                 f"videos shorter than the horizon: {config.root} has {len(views.frames[0])} frames, {least} needed"
             )
-    held = hold_out(groups, [None] * len(groups), config.held_share, seed).tolist()
+    held = hold_out(views.groups, [None] * len(views), config.held_share, seed).tolist()
     parts = [views.select([i for i, out in enumerate(held) if out == side]) for side in (False, True)]
     return parts[0], parts[1]
 
@@ -151,12 +152,32 @@ class LatentEpisodes:
     """Latents (T,N,D) and actions (T−1,A) of episodes; an item is a window of `frames` frames at one place of one.
 
     With `apart`, features also has the window's `first` frame, the one `apart` frames `later` (or the episode's last)
-    and the sum of the actions between, `travel`.
+    and the sum of the actions between, `travel`. `groups` of the recordings: by default each is its own.
     """
 
-    def __init__(self, latents: list[Tensor], actions: list[Tensor], frames: int, apart: int = 0) -> None:
+    def __init__(
+        self,
+        latents: list[Tensor],
+        actions: list[Tensor],
+        frames: int,
+        apart: int = 0,
+        groups: Sequence[str] | None = None,
+    ) -> None:
         self.latents, self.actions, self.frames, self.apart = latents, actions, frames, apart
+        known = {name: i for i, name in enumerate(dict.fromkeys(groups or ()))}
+        of_each = list(range(len(latents))) if groups is None else [known[name] for name in groups]
         self.places = [(e, s) for e, z in enumerate(latents) for s in range(len(z) - frames + 1)]
+        self.groups = torch.tensor([of_each[e] for e, _ in self.places], dtype=torch.int64)  # of each item
+
+    def elsewhere(self) -> Tensor | None:
+        """For each item one of another group, half of all items away where that is one; None for a single group."""
+        if len(self.groups.unique()) < 2:
+            return None
+        n, rows = len(self), torch.arange(len(self))
+        found = (rows + n // 2) % n
+        while bool((same := self.groups[found] == self.groups).any()):
+            found = torch.where(same, (found + 1) % n, found)
+        return found
 
     def __len__(self) -> int:
         return len(self.places)

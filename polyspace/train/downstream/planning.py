@@ -51,7 +51,7 @@ class LatentCost:
     summed over the steps (eb_jepa found the sum better than the last step alone).
 
     The grid's energy falls once things overlap with where they shall be; the keypoints' way leads there. `about` as of
-    `load_world`. `chunk` bounds how many candidates are rolled out at a time.
+    `load_world`; `device` is the world's own by default. `chunk` bounds how many candidates are rolled out at a time.
     """
 
     def __init__(
@@ -59,10 +59,16 @@ class LatentCost:
         world: WorldModel,
         about: dict[str, Any],
         goal: UInt8[np.ndarray, "H W 3"],
-        device: torch.device | str = "cpu",
+        device: torch.device | str | None = None,
         chunk: int = 256,
         keypoint_weight: float = 1.0,
     ) -> None:
+        if goal.shape[:2] != (about.get("size", goal.shape[0]),) * 2:
+            raise ValueError(
+                f"the world model learned from {about['size']}×{about['size']} pixels, not {goal.shape[:2]}"
+            )
+        if device is None:
+            device = next((p.device for p in world.parameters()), torch.device("cpu"))
         self.world, self.kind, self.chunk = world, about["energy"], chunk
         self.keypoint_weight = keypoint_weight if world.keypoints is not None else 0.0
         self.mean, self.std = (torch.tensor(about[key], device=device) for key in ("mean", "std"))

@@ -41,7 +41,7 @@ def page(rows: dict[str, list[dict[str, Any]]], args: argparse.Namespace) -> str
         f"`python bench/open_loop.py`, {args.steps} updates, {args.size} pixels a side. Gain: share of the energy of",
         "copying the last frame that the prediction saves over five steps (below 0: it is farther off), with a 95 %",
         "interval over held-out episodes where there are several. Other actions: told those of another held-out one.",
-        "Travel: share of the variance of summed actions that keypoints tell. Learned from: recordings, one a camera.",
+        "Travel: share of the squared sums of actions that keypoints tell. Learned from: recordings, one a camera.",
         "",
         "| episodes | held out | learned from | gain | one step | five steps on | other actions | travel told |",
         "|---|---|---|---|---|---|---|---|",

@@ -133,7 +133,7 @@ def page(out: dict[str, Any]) -> str:
         "model sees pictures of now and of the goal, the oracle plans alike on the true simulator. The world model",
         f"saves {world['gain']:.1%} of the energy of copying the last frame over five held-out steps, and "
         f"{world['gain_other_actions']:.1%} when told another episode's actions;",
-        f"its keypoints tell {world['keypoint_travel']:.0%} of the travel's variance."
+        f"its keypoints tell {world['keypoint_travel']:.0%} of the squared travel."
         if "keypoint_travel" in world
         else "",
         "",

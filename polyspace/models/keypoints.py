@@ -50,8 +50,7 @@ def travel_loss(
 def explained_travel(
     first: Float[Tensor, "B A"], later: Float[Tensor, "B A"], travel: Float[Tensor, "B A"]
 ) -> tuple[Float[Tensor, ""], Float[Tensor, " A"]]:
-    """Share of the variance of the travel that the places tell, of all dims together and of each (nan where it never
-    varies); 0 if told a mean travel at all times."""
-    rest = (later - first - travel).square().sum(0)
-    varies = (travel - travel.mean(0)).square().sum(0)
-    return 1 - rest.sum() / varies.sum().clamp_min(1e-9), 1 - rest / torch.where(varies > 0, varies, torch.nan)
+    """Share of the squared travel that the places tell, of all dims together and of each (nan where there is none); 0
+    for places that never change."""
+    rest, whole = (later - first - travel).square().sum(0), travel.square().sum(0)
+    return 1 - rest.sum() / whole.sum().clamp_min(1e-9), 1 - rest / torch.where(whole > 0, whole, torch.nan)

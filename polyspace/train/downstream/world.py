@@ -92,7 +92,7 @@ class ActionPhase(Phase):
 
     @torch.no_grad()
     def held_travel(self) -> dict[str, Any]:
-        """Share of the held-out travels' variance that the keypoints tell, of all dims together and of each."""
+        """Share of the held-out squared travel that the keypoints tell, of all dims together and of each."""
         if self.keypoints is None or self.held is None:
             return {}
         rows = torch.arange(len(self.held)).split(64)

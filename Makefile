@@ -8,8 +8,8 @@ BIN = $(VENV)/bin
 PIP = $(BIN)/python -m pip --disable-pip-version-check install --quiet -c constraints.txt
 DEMO_OUT ?= outputs/demo
 PYTEST_ARGS ?=
-# two workers of one thread each: two of two threads wait for one another
-PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2
+# two workers of one thread each: two of two threads wait for one another; a file's tests share what is made for them
+PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile
 
 .PHONY: demo test test-all lint bench bench-learning clean
 

@@ -11,6 +11,7 @@ import torch
 from conftest import run, run_fails, run_ok
 
 from polyspace.cli import VERBS
+from polyspace.cli import main as polyspace_main
 from polyspace.config import parse
 from polyspace.data.featurize import FeaturizeConfig
 from polyspace.data.synthetic import SyntheticConfig
@@ -225,10 +226,18 @@ def test_a_class_without_training_clips_is_named(place, tmp_path):
     assert "1 of 51 classes have no training clip" in done.stderr and "wave" in done.stderr
 
 
-def test_every_verb_has_help_with_an_example(tmp_path):
-    for verb in VERBS:
-        text = run_ok(f"polyspace {verb} --help", tmp_path).stdout
-        assert "example:" in text and ("default" in text or verb == "doctor")
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_verb_has_help_with_an_example(verb, capsys):
+    try:
+        assert polyspace_main([verb, "--help"]) == 0
+    except SystemExit as stop:  # argparse's own way out
+        assert stop.code == 0
+    text = capsys.readouterr().out
+    assert "example:" in text and ("default" in text or verb == "doctor")
+
+
+def test_help_and_a_mistyped_verb_from_the_shell(tmp_path):
+    assert "example:" in run_ok("polyspace bundle --help", tmp_path).stdout
     assert "did you mean 'eval'" in run("polyspace evla", tmp_path).stderr
 
 

@@ -79,11 +79,15 @@ def run_action(config: Any, folder: Path, device: torch.device) -> dict[str, Any
     first, last = fit_phase("action", phase, items, c, config.seed, folder, device, depends)
     files = save_action(folder, phase, c, start, size)
     other = last.get("gain_other_actions")
-    told = "" if other is None else f" ({other:.1%} when told another episode's actions)"
-    say(f"action: {last['gain']:.1%} below copying the last frame over {c.horizon} steps{told}")
+    told = "" if other is None else f" ({_side(other)} when told another episode's actions)"
+    say(f"action: energy {_side(last['gain'])} copying the last frame's over {c.horizon} steps{told}")
     names = {"gain": f"over {c.horizon} steps", "gain_one_step": "one step", "gain_other_actions": "other actions"}
     pictures = curves(folder, names, "share of the copied frame's energy saved")
     return entry(folder, start, files, about, first, last) | {"pictures": pictures}
+
+
+def _side(gain: float) -> str:
+    return f"{abs(gain):.1%} {'below' if gain >= 0 else 'above'}"
 
 
 def latent_phase(

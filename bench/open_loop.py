@@ -26,7 +26,7 @@ def measure(args: argparse.Namespace, seed: int, episodes: dict[str, Any], name:
     work = args.work / f"{name}_seed_{seed}"
     values = {"work_dir": work, "sequence": "action", "seed": seed, "init_from": args.encoder, "action": action}
     found = run(validate(RunConfig, values))["phases"]["action"]
-    held = sorted({held.split("/")[0] for held in found["data"]["held_out_names"]})
+    held = sorted({held.rpartition("/")[0] or held for held in found["data"]["held_out_names"]})
     return {key: found["last"][key] for key in KEYS if key in found["last"]} | {
         "held_out": held,
         "clips": found["data"]["clips"],

@@ -223,6 +223,30 @@ FAULTS = {
         "even = torch.ones_like(valid).to(tokens.dtype)",
         f"{MODELS}/test_heads.py",
     ),
+    "blocks of a ring are averaged": (
+        "utils/attention_blocks.py",
+        "torch.sigmoid(part_lse - lse))",
+        "0.5)",
+        "tests/utils/test_ring_attention.py",
+    ),
+    "gradients of keys don't come home": (
+        "utils/ring_attention.py",
+        "else -way * far, ring.group",
+        "else -way, ring.group",
+        "tests/utils/test_ring_attention.py",
+    ),
+    "zigzag sees the other half": (
+        "utils/ring.py",
+        "False) if holder < rank else (slice(length // 2, None)",
+        "False) if holder > rank else (slice(length // 2, None)",
+        "tests/utils/test_ring_attention.py",
+    ),
+    "ranks without padding of their own see others'": (
+        "models/vjepa/trunk.py",
+        "self._run(x, (key_padding_mask, key_bias, context), layers)",
+        "self._run(x, (None, key_bias, context), layers)",
+        "tests/utils/test_ring_attention.py",
+    ),
     "ties count as found": (
         "utils/metrics.py",
         "better = (logits >= own).sum(1) - 1",

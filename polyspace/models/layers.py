@@ -3,9 +3,12 @@
 from typing import Any
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
+
+from polyspace.utils.distrib import zigzag_ring_attention
 
 
 def sincos_code(coords: Float[Tensor, "*N 3"], dim: int, base: float = 10000.0) -> Float[Tensor, "*N D"]:
@@ -60,7 +63,8 @@ def attend(
 class Attention(nn.Module):
     """Multi-head self-attention by SDPA. `key_padding_mask` (B,N) True = padding, never attended to.
 
-    `key_bias` (B,N) is added to the logits of a key, e.g. log of the cells a chunk stands for.
+    `key_bias` (B,N) is added to the logits of a key, e.g. log of the cells a chunk stands for. With a `context` group
+    x is this rank's part of a sequence (utils/sequence.py) and attends to the other ranks' parts too.
     """
 
     def __init__(self, dim: int, heads: int) -> None:
@@ -75,8 +79,13 @@ class Attention(nn.Module):
         x: Float[Tensor, "B N D"],
         key_padding_mask: Bool[Tensor, "B N"] | None = None,
         key_bias: Float[Tensor, "B N"] | None = None,
+        context: dist.ProcessGroup | None = None,
     ) -> Float[Tensor, "B N D"]:
         q, k, v = self.qkv(x).chunk(3, -1)
+        if context is not None:
+            q, k, v = (split_heads(part, self.heads) for part in (q, k, v))
+            masks: dict[str, Any] = {"key_padding_mask": key_padding_mask, "key_bias": key_bias}
+            return self.out(join_heads(zigzag_ring_attention(q, k, v, group=context, **masks)))
         return self.out(attend(q, k, v, self.heads, key_mask(key_padding_mask, key_bias, q.dtype)))
 
 

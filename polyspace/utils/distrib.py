@@ -5,12 +5,17 @@ Collectives with a gradient are written as autograd functions here: the deprecat
 """
 
 import datetime
+import itertools
 import os
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from polyspace.utils.ring_attention import zigzag_ring_attention as zigzag_ring_attention
 
 
 def is_distributed() -> bool:
@@ -76,23 +81,24 @@ class _ConcatAcrossRanks(torch.autograd.Function):
     """Rows of all ranks in rank order (equal row counts); the gradient is summed over ranks, then cut."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        parts = [torch.empty_like(x, memory_format=torch.contiguous_format) for _ in range(world_size())]
-        dist.all_gather(parts, x.contiguous())
-        ctx.rows = x.shape[0]
+    def forward(ctx: Any, x: Tensor, group: dist.ProcessGroup | None) -> Tensor:
+        parts = [torch.empty_like(x, memory_format=torch.contiguous_format) for _ in range(dist.get_world_size(group))]
+        dist.all_gather(parts, x.contiguous(), group)
+        ctx.rows, ctx.group = x.shape[0], group
         return torch.cat(parts)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Tensor:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         grad = grad.clone(memory_format=torch.contiguous_format)
-        dist.all_reduce(grad)
-        start = rank() * ctx.rows
-        return grad[start : start + ctx.rows]
+        dist.all_reduce(grad, group=ctx.group)
+        start = dist.get_rank(ctx.group) * ctx.rows
+        return grad[start : start + ctx.rows], None
 
 
-def all_gather_cat(x: Tensor) -> Tensor:
-    """(n, …) on each rank -> (world·n, …) in rank order, same dtype, differentiable. Ranks must agree on n."""
-    return _ConcatAcrossRanks.apply(x) if is_distributed() else x
+def all_gather_cat(x: Tensor, group: dist.ProcessGroup | None = None) -> Tensor:
+    """(n, …) on each rank -> (world·n, …) in rank order, same dtype, differentiable; of all ranks, or a group's. Ranks
+    must agree on n."""
+    return _ConcatAcrossRanks.apply(x, group) if is_distributed() else x
 
 
 def gather_objects(item: Any) -> list[Any]:
@@ -102,3 +108,29 @@ def gather_objects(item: Any) -> list[Any]:
     out: list[Any] = [None] * world_size()
     dist.all_gather_object(out, item)
     return out
+
+
+def checkpoint_sequential(
+    functions: Iterable[Callable[..., Tensor]], x: Tensor, *where: Any, segments: int | None = None
+) -> Tensor:
+    """x = f(x, *where) for each function in turn, with activations computed again in the backward pass (once).
+
+    `segments` is the number of runs of functions of which only the input is kept, by default one a function. Values and
+    gradients are those of a plain loop, random draws included; without gradients it is one. Functions may hold
+    collectives, if every rank calls the same. Source: Chen et al., arXiv 1604.06174; torch.utils.checkpoint.
+    """
+    functions = list(functions)
+    segments = len(functions) if segments is None else segments
+    if functions and not 1 <= segments <= len(functions):
+        raise ValueError(f"segments must be 1 to {len(functions)}, the number of functions, not {segments}")
+    bounds = [i * len(functions) // segments for i in range(segments + 1)] if functions else []
+    for start, end in itertools.pairwise(bounds):
+        part = functions[start:end]
+
+        def run(x: Tensor, part: list[Callable[..., Tensor]] = part) -> Tensor:
+            for function in part:
+                x = function(x, *where)
+            return x
+
+        x = checkpoint(run, x, use_reentrant=False) if torch.is_grad_enabled() else run(x)
+    return x

@@ -6,6 +6,7 @@ import socket
 import pytest
 import torch
 import torch.multiprocessing as mp
+import torch.nn.functional as F
 
 from polyspace.utils import distrib
 
@@ -51,3 +52,44 @@ def test_gathered_and_summed_gradients_equal_those_of_one_process(tmp_path, worl
         torch.testing.assert_close(got, loss.detach(), rtol=1e-12, atol=0)
         torch.testing.assert_close(grad, full.grad[2 * rank : 2 * rank + 2], rtol=1e-12, atol=1e-12)
         assert half.dtype == torch.float16 and half.tolist() == [world, world] and ranks == [0, 1]
+
+
+def test_recomputing_a_sequence_changes_no_value_and_no_gradient():
+    calls, layers = [], [torch.nn.Linear(3, 3).double() for _ in range(5)]
+
+    def function(i: int):
+        return lambda x, more: calls.append(i) or F.dropout(layers[i](x).sin() + more, 0.3)
+
+    functions, start, more = [function(i) for i in range(5)], torch.randn(2, 3).double(), torch.randn(3).double()
+    found = []
+    for segments in (0, None, 1, 2):
+        calls.clear()
+        torch.manual_seed(1)
+        x, leaf = start.clone().requires_grad_(), more.clone().requires_grad_()
+        if segments == 0:
+            y = x
+            for f in functions:
+                y = f(y, leaf)
+        else:
+            y = distrib.checkpoint_sequential(functions, x, leaf, segments=segments)
+        y.pow(2).sum().backward()
+        found.append((y.detach(), x.grad, leaf.grad))
+        assert sorted(calls) == sorted([*range(5)] * (1 if segments == 0 else 2))
+    assert all(torch.equal(a, b) for other in found[1:] for a, b in zip(other, found[0], strict=True))
+
+
+def test_activations_of_a_recomputed_sequence_are_not_kept():
+    kept = []
+    layers = [torch.nn.Linear(4, 4) for _ in range(6)]
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
+        distrib.checkpoint_sequential([lambda x, f=f: f(x).sin().cos() for f in layers], torch.randn(2, 4), segments=2)
+    assert len(kept) <= 2
+
+
+def test_a_sequence_of_nothing_is_its_input_and_segments_must_fit():
+    x = torch.randn(2)
+    assert distrib.checkpoint_sequential([], x) is x
+    with torch.no_grad():
+        assert torch.equal(distrib.checkpoint_sequential([torch.sin, torch.cos], x), x.sin().cos())
+    with pytest.raises(ValueError, match="1 to 2"):
+        distrib.checkpoint_sequential([torch.sin, torch.cos], x, segments=3)

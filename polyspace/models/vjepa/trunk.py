@@ -1,12 +1,15 @@
 """The transformer behind every encoder: tubelets' and chunks' alike."""
 
+from typing import Any
+
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from polyspace.models.layers import Block
+from polyspace.utils.distrib import checkpoint_sequential
 
 
 class ViT(nn.Module):
@@ -30,12 +33,17 @@ class ViT(nn.Module):
         key_padding_mask: Bool[Tensor, "B M"] | None = None,
         layers: int = 1,
         key_bias: Float[Tensor, "B M"] | None = None,
+        context: dist.ProcessGroup | None = None,
     ) -> Float[Tensor, "B M D"]:
         """The last layer, normed; with `layers` > 1 the mean of so many last ones (the input counts as the first), each
-        normalised without affine: what data2vec asks for (arXiv 2202.03555, section 3.3). `key_bias` as in Attention.
+        normalised without affine: what data2vec asks for (arXiv 2202.03555, section 3.3). `key_bias` and
+        `context` as in Attention: parts of a batch's sequences go in and come out, and gradients of the parameters are
+        those of the own part, to be summed over the group.
         """
         if layers < 1:
             raise ValueError(f"layers must be at least 1, not {layers}")
+        if context is not None:  # all ranks do the same, whatever is padding in their part
+            return self._run(x, (key_padding_mask, key_bias, context), layers)
         if key_padding_mask is None or not bool(key_padding_mask.any()):
             return self._run(x, (None, key_bias), layers)
         if self.groups == 1 or len(x) < 2 * self.groups:
@@ -51,20 +59,15 @@ class ViT(nn.Module):
             parts.append(F.pad(part, (0, 0, 0, x.shape[1] - longest)))
         return torch.cat(parts)[order.argsort()]
 
-    def _run(
-        self, x: Float[Tensor, "B M D"], masks: tuple[Tensor | None, Tensor | None], layers: int
-    ) -> Float[Tensor, "B M D"]:
-        """`masks`: of padding, and the bias."""
+    def _run(self, x: Float[Tensor, "B M D"], where: tuple[Any, ...], layers: int) -> Float[Tensor, "B M D"]:
+        """`where`: what Attention takes beside x, the mask of padding first."""
         every = [x]
         for block in self.blocks:
-            if self.recompute and torch.is_grad_enabled():
-                x = checkpoint(block, x, *masks, use_reentrant=False)
-            else:
-                x = block(x, *masks)
+            x = checkpoint_sequential([block], x, *where) if self.recompute else block(x, *where)
             if layers > 1:
                 every.append(x)
         if layers == 1:
             x = self.norm(x)
         else:
             x = torch.stack([F.layer_norm(y, y.shape[-1:]) for y in every[-layers:]]).mean(0)
-        return x if masks[0] is None else torch.where(masks[0][..., None], 0, x)
+        return x if where[0] is None else torch.where(where[0][..., None], 0, x)

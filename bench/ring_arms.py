@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -74,5 +75,6 @@ ARMS = {
     "SDPA, one process": Arm(one_process, ranks=1),
     "ours": Arm(ours, "zigzag"),
     "torch's ring": Arm(torch_ring, "zigzag"),
-    "ring-attention-pytorch": Arm(package),
 }
+if find_spec("ring_attention_pytorch") is not None:  # pip install --no-deps ring-attention-pytorch
+    ARMS["ring-attention-pytorch"] = Arm(package)

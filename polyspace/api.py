@@ -6,7 +6,7 @@ ps.encode("clip.mp4", space="videomae")
 
 import math
 from collections.abc import Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -180,14 +180,11 @@ class PolySpace(ModelHubMixin):
     def index(
         self, videos: Sequence[str | Path], out: str | Path, space: str | None = None, metric: str = "cosine"
     ) -> Index:
-        """Write the index of these files in a space (`language` can be asked with sentences) and open it: ids are the
-        paths, files that can't be read are left out with a warning and listed in index.json."""
+        """`index_videos` in a space (`language` can be asked with sentences): ids are paths; what can't be read is left
+        out with a warning; an older index in `out` is replaced."""
         name = space or self.student
         self._check_space(space, tokens=False)
-        known = self.bundle.spaces.get(name, self.bundle.card.about())
-        return index_videos(lambda p: self.encode(p, space), videos, Path(out), self.bundle.card, name, known, metric)[
-            0
-        ]
+        return index_videos(partial(self.encode, space=space), videos, Path(out), self.bundle, name, metric)
 
     @torch.no_grad()
     def nearest(
@@ -202,6 +199,8 @@ class PolySpace(ModelHubMixin):
         """
         found = open_store(store)
         name = space or (self.student if isinstance(found, FeatureStore) else str(found.about["space"]))
+        if isinstance(found, Index) and name == found.about["space"]:
+            self._check_backbone(name, found.about["backbone"], str(found.folder))
         rows = None if isinstance(found, Index) else self.features(found, name)
         return neighbours(found, rows, self._vector(query, name), name, k)
 
@@ -217,21 +216,22 @@ class PolySpace(ModelHubMixin):
         UserError where they were made by other weights than this bundle's."""
         found = store if isinstance(store, FeatureStore) else FeatureStore(store)
         name = space or self.student
+        served = self.bundle.converters is not None and name in self.bundle.converters.dims
+        own = name if name in found.spaces or not served else self.student
+        if own not in found.spaces:
+            raise UserError(f"{found.path} holds no space {name}{did_you_mean(name, found.spaces)}")
+        self._check_backbone(own, found.spaces[own], str(found.path))
         key = (found.fingerprint, name)
         if key not in self._kept:
-            self._kept = {key: self._read(found, name)}
+            rows = found.features(own)
+            self._kept = {key: rows if own == name else self.translate(rows, name)}
         return self._kept[key]
 
-    def _read(self, store: FeatureStore, name: str) -> Tensor:
-        served = self.bundle.converters is not None and name in self.bundle.converters.dims
-        own = name if name in store.spaces or not served else self.student
-        if own not in store.spaces:
-            raise UserError(f"{store.path} holds no space {name}{did_you_mean(name, store.spaces)}")
-        known = self.bundle.spaces.get(own)
+    def _check_backbone(self, space: str, backbone: dict[str, Any], where: str) -> None:
+        """UserError where the features of `where` were made by other weights than this bundle knows."""
+        known = self.bundle.spaces.get(space)
         if known is not None:
-            check_space(known, store.spaces[own], own, Path("the bundle"), str(store.path))
-        rows = store.features(own)
-        return rows if own == name else self.translate(rows, name)
+            check_space(known, backbone, space, Path("the bundle"), where)
 
     def _check_space(self, space: str | None, tokens: bool) -> None:
         known = list(self.spaces)
@@ -277,9 +277,8 @@ def load(
 ) -> PolySpace:
     """A bundle's folder, or that of a main.py run (its encoder, and language and probe where it has them).
 
-    `student`: where the bundle's student lies, if not where it was; `num_chunks`: a run's budget of tokens, for
-    every call.
-    UserError for a folder that is neither, a damaged file, or a bundle of a newer release.
+    `student`: where the bundle's student lies, if not where it was; `num_chunks`: a run's budget of tokens, for every
+    call. UserError for a folder that is neither, a damaged file, or a bundle of a newer release.
     """
     place = Path(folder).expanduser()
     if (place / "bundle.json").is_file():

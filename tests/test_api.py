@@ -236,7 +236,17 @@ def test_clips_are_found_by_words_and_by_example_in_an_index(ps, made, clip, tmp
     assert [n.score for n in found] == sorted((n.score for n in found), reverse=True) and len(found) == 3
     assert ps.nearest(files[3], tmp_path / "clips", k=1)[0].id == str(files[3])
     assert ps.nearest(files[3], made / "indexes" / "videomae", k=2)[0].score <= 1
+    told = ps.index(files[:2], tmp_path / "vivit", "vivit").about["translated"]
+    assert told["from"] == "hnet_vjepa" and told["expected"]["lost_variance"] == 1 - told["expected"]["r2"]
+    assert index.about["translated"] is None
     with pytest.raises(UserError, match="is of space language, not vivit"):
         ps.nearest(clip, index, "vivit")
     with pytest.raises(UserError, match="none of the 1 videos"):
         ps.index([tmp_path / "broken.avi"], tmp_path / "none")
+    with pytest.raises(UserError, match="did you mean 'cosine'"):
+        ps.index(files[:1], tmp_path / "none", metric="cosin")
+    about = json.loads((tmp_path / "vivit" / "index.json").read_text())
+    about["backbone"]["digest"] = "other"
+    (tmp_path / "vivit" / "index.json").write_text(json.dumps(about))
+    with pytest.raises(UserError, match="other weights of vivit"):
+        ps.nearest(clip, tmp_path / "vivit")

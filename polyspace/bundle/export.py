@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from polyspace.bundle.files import load_bundle
 from polyspace.bundle.gather import gather
 from polyspace.bundle.parts import Bundle
-from polyspace.config import Config, parse
+from polyspace.config import Config, parse, run_command
 from polyspace.models.backbones.hnet_vjepa import HouseBackbone
 from polyspace.models.hnet.exportable import ExportableEncoder
 from polyspace.models.vjepa.vit import HNetViT
@@ -152,3 +152,7 @@ def main(argv: Sequence[str]) -> int:
     write_json(config.out / "export.json", about)
     say(f"-> {config.out}")
     return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(run_command(main))

@@ -9,10 +9,11 @@ from pydantic import Field
 
 from polyspace.bundle.files import load_bundle, save_bundle
 from polyspace.bundle.parts import Bundle, student_card
-from polyspace.config import Config, parse
+from polyspace.config import Config, parse, run_command
 from polyspace.models.backbones import BackboneCard, describe_all
 from polyspace.models.spaces.converters import ConverterBank, load_converters
 from polyspace.models.vjepa.saved import find_encoder, read_encoder
+from polyspace.train.alignment.translation import held_out_scores
 from polyspace.train.train_fusion import load_heads
 from polyspace.utils.checkpoint_io import read_json, sha256_file, try_writing
 from polyspace.utils.errors import UserError
@@ -65,9 +66,9 @@ def gather(
     sampling, views = _sampling(first, card, (converters, tokens), (about, token_about))
     made = Bundle(card, sampling, spaces, bank, tokens=token_bank, metrics=metrics or {}, views=views)
     if about is not None:
-        made = replace(made, kind=about["kind"], held_out=kept_scores(about))
+        made = replace(made, kind=about["kind"], held_out=held_out_scores(about))
     if token_about is not None:
-        made = replace(made, tokens_held_out=kept_scores(token_about))
+        made = replace(made, tokens_held_out=held_out_scores(token_about))
     if fusion is not None:
         assert bank is not None and converters is not None
         made = _with_heads(made, fusion, bank, converters)
@@ -88,12 +89,6 @@ def _sampling(first: Any, card: BackboneCard, paths: Any, abouts: Any) -> tuple[
     if views != (1, 1):
         warn(f"converters were fitted on means of {views[0]} windows and {views[1]} crops; encode takes the middle one")
     return sampling, (int(views[0]), int(views[1]))
-
-
-def kept_scores(about: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """Held-out scores of the kind of converter that was kept, for each space."""
-    kind = about["kind"]
-    return {name: entry["kinds"][kind] | {"clips": entry["held_out"]} for name, entry in about["held_out"].items()}
 
 
 def _student(about: dict[str, Any] | None, run: Path | None, given: str | None, num_chunks: int | None) -> BackboneCard:
@@ -186,3 +181,7 @@ def main(argv: Sequence[str]) -> int:
     load_bundle(config.out)  # what can't be read again was not worth writing
     say(f"{made.card.name} and {len(made.spaces) - 1} more spaces -> {config.out}")
     return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(run_command(main))

@@ -7,13 +7,13 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from polyspace.data.index import IDS, VECTORS, Index
+from polyspace.bundle.parts import Bundle
+from polyspace.data.index import IDS, METRICS, VECTORS, Index
 from polyspace.data.index_writer import IndexWriter
 from polyspace.data.video import VideoError
-from polyspace.models.backbones import BackboneCard
 from polyspace.utils.array_file import ArrayWriter
 from polyspace.utils.checkpoint_io import sha256_json, write_json
-from polyspace.utils.errors import UserError
+from polyspace.utils.errors import UserError, did_you_mean
 from polyspace.utils.log import Progress, warn
 from polyspace.utils.run_info import run_info
 
@@ -24,15 +24,16 @@ def index_videos(
     encode: Callable[[list[Path]], Tensor],
     videos: Sequence[str | Path],
     out: Path,
-    card: BackboneCard,
+    bundle: Bundle,
     space: str,
-    about: dict[str, Any],
     metric: str,
-) -> tuple[Index, dict[str, str]]:
-    """Write the index of these files, in their order, ids being their paths; the files that can't be read are left out
-    and come back with the reason. `about`: of the space's backbone. UserError if none can be read."""
+) -> Index:
+    """Write the index of these files, in their order, ids being their paths; one that lies there is replaced. Files
+    that can't be read are left out with a warning and listed in index.json. UserError if none can be read."""
+    if metric not in METRICS:
+        raise UserError(f"metric {metric!r} is unknown{did_you_mean(metric, METRICS)}")
     paths = [Path(video) for video in videos]
-    made_from = {"videos": sha256_json([str(p) for p in paths]), "student": card.identity(), "space": space}
+    made_from = {"videos": sha256_json([str(p) for p in paths]), "student": bundle.card.identity(), "space": space}
     writer = IndexWriter(out, made_from | {"metric": metric}, overwrite=True)
     writer.finished()
     writer.open()
@@ -54,11 +55,22 @@ def index_videos(
             array.sync()
             digest = array.sha256
         write_json(writer.folder / IDS, kept)
-        head = {"space": space, "dim": len(rows[0]), "rows": len(rows), "metric": metric, "student": card.name}
-        head |= {"backbone": about, "stand_in": card.backend == "identity", "translated": None, "failed": failed}
-        return writer.publish(head, digest, run_info("index")), failed
+        head = {"space": space, "dim": len(rows[0]), "rows": len(rows), "metric": metric}
+        return writer.publish(head | _told(bundle, space) | {"failed": failed}, digest, run_info("index"))
     finally:
         writer.close()
+
+
+def _told(bundle: Bundle, space: str) -> dict[str, Any]:
+    """What index.json says of a space: a translation is never passed off as the space itself."""
+    own, known = bundle.card, bundle.spaces
+    translated = None
+    if bundle.converters is not None and space in bundle.converters.dims:
+        expected = bundle.held_out.get(space)
+        translated = {"from": own.name, "backbone": own.about(), "kind": bundle.kind, "expected": expected}
+    backbone = known.get(space, own.about())
+    stand_in = "identity" in (own.backend, backbone["backend"])
+    return {"student": own.name, "backbone": backbone, "stand_in": stand_in, "translated": translated}
 
 
 def _encoded(encode: Callable[[list[Path]], Tensor], paths: list[Path], failed: dict[str, str]) -> list[Any]:

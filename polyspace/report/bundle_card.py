@@ -52,7 +52,7 @@ def _spaces(about: dict[str, Any]) -> list[str]:
         shown = [
             f"{scores[key]:.3f}" if key in scores else "–" for key in ("r2", "cosine", "cka_debiased", "knn_overlap")
         ]
-        rows.append([name, str(space["dim"]), space["checkpoint"], *shown, str(scores["clips"])])
+        rows.append([name, str(space["dim"]), space["checkpoint"], *shown, str(scores.get("held_out", "–"))])
     columns = ["space", "dims", "checkpoint", *SHOWN.values(), "held-out clips"]
     said = f"Converters ({about['kind']}), on clips that they were not fitted on, grouped by source video:"
     return ["## Spaces", "", said, "", *table(rows, columns), ""]

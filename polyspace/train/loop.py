@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,11 @@ class FitSettings:
     eval_every: int = 0
     seed: int = 0
     max_bad_steps: int = 5
+
+
+def _picks(num_items: int, settings: FitSettings, visits: bool, step: int) -> torch.Tensor:
+    chosen = step_visits(num_items, settings.batch, step, settings.seed)
+    return chosen if visits else chosen % num_items
 
 
 def step_visits(num_items: int, batch: int, step: int, seed: int) -> torch.Tensor:
@@ -81,13 +86,11 @@ def fit(
     if settings.batch % settings.accumulate:
         raise UserError(f"{name}: a batch of {settings.batch} does not divide into {settings.accumulate} micro-batches")
     identity = sha256_json([asdict(settings), num_items, about or {}])
-    alarmed = False
     start, metrics, bad = _resume(engine, folder, identity, name)
+    alarmed = False
     log = _MetricsFile(folder / "metrics.jsonl", start)
 
-    def choose(step: int) -> torch.Tensor:
-        chosen = step_visits(num_items, settings.batch, step, settings.seed)
-        return chosen if visits else chosen % num_items
+    choose = partial(_picks, num_items, settings, visits)
 
     def save(step: int) -> None:
         state = {"engine": engine.state_dict(), "identity": identity, "metrics": metrics, "bad": bad}

@@ -16,6 +16,18 @@ from polyspace.utils.log import say, warn
 SCORES = ("r2", "cosine", "knn_overlap", "cka_debiased")
 
 
+def held_out_scores(about: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """For each space of a converters' file the scores of what was kept on clips that it was not fitted on, with the
+    share of the space's variance that is lost; spaces without scores are left out."""
+    out = {}
+    for space, report in about.get("held_out", {}).items():
+        scores = report.get("kinds", {}).get(about.get("kind"), {})
+        if "r2" in scores:
+            counts = {name: report[name] for name in ("fitted_on", "held_out", "scored_rows") if name in report}
+            out[space] = {"lost_variance": 1 - scores["r2"], **{k: scores[k] for k in SCORES if k in scores}, **counts}
+    return out
+
+
 @dataclass(frozen=True)
 class Translation:
     """The converter from `student` to `space` that stands in `path`."""
@@ -49,13 +61,7 @@ class Translation:
     def expected(self) -> dict[str, Any] | None:
         """Scores on the clips that the converters' fit kept aside, and the share of the space's variance that is lost;
         None if the file holds no scores."""
-        report = self.about.get("held_out", {}).get(self.space, {})
-        scores = report.get("kinds", {}).get(self.about.get("kind"))
-        if scores is None or "r2" not in scores:
-            return None
-        counts = {name: report[name] for name in ("fitted_on", "held_out", "scored_rows") if name in report}
-        kept = {name: scores[name] for name in SCORES if name in scores}
-        return {"lost_variance": 1 - scores["r2"], **kept, **counts}
+        return held_out_scores(self.about).get(self.space)
 
     def describe(self) -> dict[str, Any]:
         """What `index.json` says of vectors that are translations."""

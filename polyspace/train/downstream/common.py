@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from pydantic import Field, model_validator
+from pydantic import Field
 from torch import Tensor
 
-from polyspace.config import Config
 from polyspace.models.vjepa.saved import find_encoder, load_encoder, read_encoder, save_encoder
 from polyspace.models.vjepa.vit import HNetViT, TubeletViT
 from polyspace.report.figures import curves_figure
@@ -19,7 +18,7 @@ from polyspace.train.engine import PlainEngine
 from polyspace.train.loop import fit
 from polyspace.train.optim import build_adamw
 from polyspace.train.phase import Phase
-from polyspace.train.settings import fit_settings
+from polyspace.train.settings import TrainingConfig, fit_settings
 from polyspace.utils.checkpoint_io import read_json, sha256_file, write_json
 from polyspace.utils.errors import UserError
 from polyspace.utils.log import say
@@ -27,30 +26,14 @@ from polyspace.utils.log import say
 Unfreeze = Literal["none", "routing", "all"]
 
 
-class PhaseConfig(Config):
-    """How a phase trains; each phase has defaults of its own."""
+class PhaseConfig(TrainingConfig):
+    """Of a phase that begins with an encoder."""
 
     init_from: Path | None = Field(None, description="folder of an encoder, or of a run with one; none: this run's own")
-    steps: int = Field(1000, ge=1, description="updates")
-    batch: int = Field(32, ge=1, description="clips an update")
-    accumulate: int = Field(1, ge=1, description="micro-batches an update")
-    lr: float = Field(1e-3, gt=0, description="highest learning rate of AdamW")
-    weight_decay: float = Field(0.04, ge=0, description="of matrices")
-    warmup: float = Field(0.05, ge=0, le=1, description="share of the steps over which the rate rises")
-    clip_norm: float = Field(1.0, gt=0, description="highest norm of the gradient")
     cache_gib: float = Field(4.0, ge=0, description="a frozen encoder's answers are kept in memory up to so much")
-    save_every: int = Field(200, ge=1)
-    log_every: int = Field(10, ge=1)
     eval_every: int = Field(
         200, ge=0, description="updates between evaluations on the held-out part; 0 at the end only"
     )
-    max_bad_steps: int = Field(5, ge=1, description="non-finite steps in a row that stop the run")
-
-    @model_validator(mode="after")
-    def _divides(self) -> "PhaseConfig":
-        if self.batch % self.accumulate:
-            raise ValueError(f"a batch of {self.batch} does not divide into {self.accumulate} micro-batches")
-        return self
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from polyspace.config import Config
+from polyspace.train.settings import TrainingConfig
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Part = Annotated[float, Field(gt=0, le=1)]
@@ -25,14 +26,9 @@ class DataConfig(Config):
     max_failed: float = Field(0.05, ge=0, le=1, description="share of unreadable clips at which the run stops")
 
 
-class PretrainConfig(Config):
+class PretrainConfig(TrainingConfig):
     steps: int = Field(3500, ge=1, description="updates")
     batch: int = Field(4, ge=1, description="clips an update")
-    accumulate: int = Field(1, ge=1, description="micro-batches an update")
-    lr: float = Field(1e-3, gt=0, description="highest learning rate of AdamW")
-    weight_decay: float = Field(0.04, ge=0, description="of matrices")
-    warmup: Share = Field(0.05, description="share of the steps over which the rate rises")
-    clip_norm: float = Field(1.0, gt=0, description="highest norm of the gradient")
     amp: bool = Field(False, description="bf16 autocast")
     ema: tuple[Share, Share] = Field((0.99, 0.99), description="decay of the target at the first and the last step")
     predictor_width: int = Field(64, ge=8, description="dims of the predictor's tokens")
@@ -67,14 +63,9 @@ class PretrainConfig(Config):
     budgets: tuple[Part, Part] | None = Field(None, description="range of budgets trained for, share of the cells")
     budget_share: Share = Field(0.5, description="share of steps with a budget")
     region_share: Share = Field(0.0, description="share of steps on regions (hurt where it was measured)")
-    save_every: int = Field(200, ge=1)
-    log_every: int = Field(10, ge=1)
-    max_bad_steps: int = Field(5, ge=1, description="non-finite steps in a row that stop the run")
 
     @model_validator(mode="after")
     def _fits_together(self) -> "PretrainConfig":
-        if self.batch % self.accumulate:
-            raise ValueError(f"a batch of {self.batch} does not divide into {self.accumulate} micro-batches")
         if self.batch // self.accumulate < 2 and (self.variance_weight or self.covariance_weight):
             raise ValueError("variance and covariance are over the clips of a micro-batch: at least 2, or weights of 0")
         if self.budgets is not None and self.budgets[0] > self.budgets[1]:

@@ -5,6 +5,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from polyspace.losses.energy import global_mean
 from polyspace.utils.distrib import all_reduce_sum
 from polyspace.utils.misc import wide
 
@@ -29,10 +30,10 @@ def entropy_loss(assignment: Float[Tensor, "B N M"], valid: Bool[Tensor, "B N"])
     """Mean entropy in nats of the rows of an assignment over valid cells: 0 where each cell has one chunk."""
     a = wide(assignment)
     rows = -torch.special.xlogy(a, a.clamp_min(1e-9)).sum(-1)
-    return torch.where(valid, rows, 0).sum() / valid.sum().clamp_min(1)
+    return global_mean(rows, valid)
 
 
 def boundary_loss(prob: Float[Tensor, "*N"], valid: Bool[Tensor, "*N"]) -> Float[Tensor, ""]:
     """Mean of 4·p·(1 − p) over valid cells: 1 where every decision is a coin's, 0 where all are sure."""
     p = wide(prob)
-    return torch.where(valid, 4 * p * (1 - p), 0).sum() / valid.sum().clamp_min(1)
+    return global_mean(4 * p * (1 - p), valid)

@@ -1,7 +1,7 @@
 """Energy of a prediction: how far it is from the target it should meet, lower is better.
 
 Energies take matching tensors (…, D); what lies behind them (grid cells, chunks, clips of two modalities) is the
-caller's. All compute in fp32 or wider.
+caller's. All compute in fp32 or wider, and means are over the items of all ranks.
 """
 
 from typing import Literal
@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from polyspace.utils.distrib import all_gather_cat, all_reduce_sum
 from polyspace.utils.misc import wide
 
 Kind = Literal["l1", "smooth_l1", "l2", "cosine"]
@@ -43,11 +44,19 @@ def energy_loss(
     """
     y = y.detach()
     if weight is None:
-        return energy(x, y, kind).mean()
+        return global_mean(energy(x, y, kind))
     used = (weight > 0)[..., None]
     e = energy(torch.where(used, x, 0), torch.where(used, y, 0), kind)
-    w = weight.to(e.dtype)
-    return (e * w).sum() / w.sum().clamp_min(1e-12)
+    return global_mean(e, weight)
+
+
+def global_mean(
+    x: Float[Tensor, "*N"], weight: Float[Tensor, "*N"] | Bool[Tensor, "*N"] | None = None
+) -> Float[Tensor, ""]:
+    """Mean, weighted or not, over the items of all ranks, with gradient; 0 where nothing has weight."""
+    w = torch.ones_like(x) if weight is None else weight.to(x.dtype)
+    total, count = all_reduce_sum(torch.stack([(x * w).sum(), w.sum()]))
+    return total / count.clamp_min(1e-12)
 
 
 def aligned_energy_loss(
@@ -59,6 +68,7 @@ def aligned_energy_loss(
     mean_i E(a_i, b_i) + mean_{i≠j} relu(margin + E(a_i, b_i) − E(a_i, b_j)); gradients go into both sides. Hinge form
     of LeCun et al., A tutorial on energy-based learning (2006), section 2.2. A single item has no negative.
     """
+    a, b = all_gather_cat(a), all_gather_cat(b)
     n = len(a)
     pair = energy(a, b, kind)
     if n < 2:

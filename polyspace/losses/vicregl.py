@@ -5,18 +5,19 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from polyspace.losses.vicreg import vicreg_loss
+from polyspace.utils.misc import wide
 
 
 def match_by_place(
     places_x: Float[Tensor, "B N 3"], places_y: Float[Tensor, "B M 3"], most: int
 ) -> tuple[Tensor, Tensor]:
     """For each clip the `most` closest pairs (index in x, index in y), every x with its nearest y."""
-    return _closest(torch.cdist(places_x.float(), places_y.float()), most)
+    return _closest(torch.cdist(wide(places_x), wide(places_y)), most)
 
 
 def match_by_feature(x: Float[Tensor, "B N D"], y: Float[Tensor, "B M D"], most: int) -> tuple[Tensor, Tensor]:
     """Like `match_by_place`, nearest in feature space."""
-    return _closest(torch.cdist(x.detach().float(), y.detach().float()), most)
+    return _closest(torch.cdist(wide(x.detach()), wide(y.detach())), most)
 
 
 def _closest(distance: Float[Tensor, "B N M"], most: int) -> tuple[Tensor, Tensor]:

@@ -1,4 +1,4 @@
-"""The target encoder: a moving average of the online one, in fp32 whatever the online one computes in."""
+"""The target encoder: a moving average of the online one, in fp32 (or wider) whatever the online one computes in."""
 
 import copy
 from typing import Generic, TypeVar
@@ -32,7 +32,7 @@ class Ema(nn.Module, Generic[M]):
         if not 0 <= decay <= 1:
             raise ValueError(f"an EMA decay lies in 0..1, not {decay}")
         targets: list[Tensor] = list(self.model.parameters())
-        sources: list[Tensor] = [p.detach().float() for p in online.parameters()]
+        sources: list[Tensor] = [p.detach().to(t.dtype) for p, t in zip(online.parameters(), targets, strict=True)]
         torch._foreach_lerp_(targets, sources, 1 - decay)
         for mine, theirs in zip(self.model.buffers(), online.buffers(), strict=True):
             mine.copy_(theirs)

@@ -9,6 +9,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from polyspace.utils.distrib import zigzag_ring_attention
+from polyspace.utils.misc import wide
 
 
 def sincos_code(coords: Float[Tensor, "*N 3"], dim: int, base: float = 10000.0) -> Float[Tensor, "*N D"]:
@@ -23,8 +24,8 @@ def sincos_code(coords: Float[Tensor, "*N 3"], dim: int, base: float = 10000.0) 
     side = 3 * dim // 8 // 2 * 2
     parts = []
     for axis, width in enumerate((dim - 2 * side, side, side)):
-        rate = base ** (-torch.arange(width // 2, device=coords.device, dtype=torch.float32) / (width // 2))
-        angle = coords[..., axis : axis + 1].float() * rate
+        place = wide(coords[..., axis : axis + 1])
+        angle = place * base ** (-torch.arange(width // 2, device=coords.device, dtype=place.dtype) / (width // 2))
         parts += [angle.sin(), angle.cos()]
     return torch.cat(parts, -1).to(coords.dtype)
 

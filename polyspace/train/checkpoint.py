@@ -1,4 +1,8 @@
-"""Training state on disk: `step_NNNNNN/{model.safetensors, trainer.pt, checksums.json}` and `latest`, each atomic."""
+"""Training state on disk: `step_NNNNNN/{model.safetensors, trainer.pt, checksums.json}` and `latest`, each atomic.
+
+Where every rank holds a part, the parts lie in `step_NNNNNN/sharded`, written by torch.distributed.checkpoint in
+safetensors form (its own form holds a pickle). Any engine on any number of ranks reads both.
+"""
 
 import random
 import shutil
@@ -7,10 +11,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+import torch.distributed.checkpoint as dcp
+from torch import Tensor
+from torch.distributed.checkpoint import HuggingFaceStorageReader, HuggingFaceStorageWriter
 
+from polyspace.train.engine import SLOTS, Engine
 from polyspace.utils.checkpoint_io import (
-    load_strict,
     load_tensors,
     load_torch,
     read_json,
@@ -20,9 +26,11 @@ from polyspace.utils.checkpoint_io import (
     write_json,
     write_text,
 )
+from polyspace.utils.distrib import barrier, is_main
 from polyspace.utils.errors import UserError
 
 KEEP = 2
+SHARDED = "sharded"
 
 
 def rng_state() -> dict[str, Any]:
@@ -48,20 +56,32 @@ def restore_rng(state: dict[str, Any]) -> None:
     random.setstate((version, tuple(words), gauss))
 
 
-def save_checkpoint(folder: Path, step: int, model: nn.Module, trainer: dict[str, Any]) -> None:
-    """Write a step's folder, then point `latest` at it, then drop older ones but the last two."""
+def save_checkpoint(folder: Path, step: int, engine: Engine, trainer: dict[str, Any]) -> None:
+    """Write a step's folder, then point `latest` at it, then drop older ones but the last two. Of several ranks all
+    come here; the first writes what all have."""
     place = folder / f"step_{step:06d}"
-    save_tensors(place / "model.safetensors", model.state_dict())
-    save_torch(place / "trainer.pt", trainer | {"step": step, "rng": rng_state()})
-    sums = {name: sha256_file(place / name) for name in ("model.safetensors", "trainer.pt")}
-    write_json(place / "checksums.json", sums)
-    write_text(folder / "latest", place.name + "\n")
-    for old in sorted(folder.glob("step_*"), key=lambda kept: int(kept.name.removeprefix("step_")))[:-KEEP]:
-        shutil.rmtree(old, ignore_errors=True)
+    trainer = trainer | {"step": step, "rng": rng_state()}
+    model, optimizer = engine.model_state(), engine.optimizer_state()
+    if engine.sharded:
+        shutil.rmtree(place, ignore_errors=True)  # of a run that was killed here, perhaps with more ranks
+        barrier()
+        state = {f"model/{k}": v for k, v in model.items()} | {f"optimizer/{k}": v for k, v in optimizer.items()}
+        dcp.save(state, storage_writer=HuggingFaceStorageWriter(str(place / SHARDED), save_distributed=True))
+    if is_main():
+        if not engine.sharded:
+            save_tensors(place / "model.safetensors", model)
+            trainer |= {"optimizer": optimizer}
+        save_torch(place / "trainer.pt", trainer)
+        files = sorted(f for f in place.rglob("*") if f.suffix in (".safetensors", ".pt"))
+        write_json(place / "checksums.json", {str(f.relative_to(place)): sha256_file(f) for f in files})
+        write_text(folder / "latest", place.name + "\n")
+        for old in sorted(folder.glob("step_*"), key=lambda kept: int(kept.name.removeprefix("step_")))[:-KEEP]:
+            shutil.rmtree(old, ignore_errors=True)
+    barrier()
 
 
-def load_checkpoint(folder: Path, model: nn.Module) -> dict[str, Any] | None:
-    """Restore the model from `latest` and return the trainer's state, or None where there is none yet."""
+def load_checkpoint(folder: Path, engine: Engine) -> dict[str, Any] | None:
+    """Restore model and optimizer from `latest` and return the trainer's state, or None where there is none yet."""
     latest = folder / "latest"
     if not latest.is_file():
         return None
@@ -70,5 +90,32 @@ def load_checkpoint(folder: Path, model: nn.Module) -> dict[str, Any] | None:
     for name, expected in sums.items():
         if not (place / name).is_file() or sha256_file(place / name) != expected:
             raise UserError(f"checkpoint {place / name} is damaged: its sha256 is not the recorded one")
-    load_strict(model, load_tensors(place / "model.safetensors", "checkpoint"), place)
-    return load_torch(place / "trainer.pt", "checkpoint")
+    trainer = load_torch(place / "trainer.pt", "checkpoint")
+    if (place / SHARDED).is_dir():
+        model, optimizer = _read_parts(place / SHARDED, engine)
+    elif "optimizer" in trainer:
+        model, optimizer = load_tensors(place / "model.safetensors", "checkpoint"), trainer["optimizer"]
+    else:
+        raise UserError(f"checkpoint {place} was written by another release; remove it and train again")
+    engine.load_state(model, optimizer, place)
+    return trainer
+
+
+def _read_parts(place: Path, engine: Engine) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """(model, optimizer) as this engine holds them, from parts that any number of ranks has written."""
+    reader = HuggingFaceStorageReader(str(place))
+    names = reader.read_metadata().state_dict_metadata
+    own = engine.model_state()
+    wanted: dict[str, Tensor] = {f"model/{name}": torch.empty_like(value) for name, value in own.items()}
+    lacking = sorted(wanted.keys() - names.keys())
+    if lacking:
+        raise UserError(f"{place} does not fit the model: missing {lacking[:3]}")
+    for key in names:
+        kind, _, rest = key.partition("/")
+        slot, _, name = rest.partition("/")
+        if kind == "optimizer" and slot in SLOTS and name in own:
+            wanted[key] = torch.zeros(1) if slot == "step" else torch.empty_like(own[name])
+    dcp.load(wanted, storage_reader=reader, no_dist=not engine.sharded)
+    parts = ({k.removeprefix(f"{kind}/"): v for k, v in wanted.items() if k.startswith(kind)} for kind in ("model", "optimizer"))
+    model, optimizer = parts
+    return model, optimizer

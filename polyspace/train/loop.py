@@ -18,8 +18,10 @@ from polyspace.train.engine import Engine
 from polyspace.train.optim import warmup_cosine
 from polyspace.train.phase import StepOutput
 from polyspace.utils.checkpoint_io import sha256_json, write_text
+from polyspace.utils.distrib import is_main
 from polyspace.utils.errors import UserError
 from polyspace.utils.log import Progress, say, warn
+from polyspace.utils.world import mean_of
 
 
 @dataclass(frozen=True)
@@ -38,9 +40,10 @@ class FitSettings:
     max_bad_steps: int = 5
 
 
-def _picks(num_items: int, settings: FitSettings, visits: bool, step: int) -> torch.Tensor:
+def _parts(num_items: int, settings: FitSettings, visits: bool, step: int) -> list[torch.Tensor]:
+    """What all ranks see in each micro-batch of update `step`."""
     chosen = step_visits(num_items, settings.batch, step, settings.seed)
-    return chosen if visits else chosen % num_items
+    return list((chosen if visits else chosen % num_items).chunk(settings.accumulate))
 
 
 def step_visits(num_items: int, batch: int, step: int, seed: int) -> torch.Tensor:
@@ -83,58 +86,68 @@ def fit(
     """
     if num_items < 1:
         raise UserError(f"{name}: no clip to train on")
-    if settings.batch % settings.accumulate:
-        raise UserError(f"{name}: a batch of {settings.batch} does not divide into {settings.accumulate} micro-batches")
+    if settings.batch % (settings.accumulate * engine.world.data_size):
+        each = f" on {engine.world.data_size} ranks" if engine.world.data_size > 1 else ""
+        raise UserError(
+            f"{name}: a batch of {settings.batch} does not divide into {settings.accumulate} micro-batches{each}"
+        )
     identity = sha256_json([asdict(settings), num_items, about or {}])
     start, metrics, bad = _resume(engine, folder, identity, name)
     alarmed = False
     log = _MetricsFile(folder / "metrics.jsonl", start)
 
-    choose = partial(_picks, num_items, settings, visits)
+    choose = partial(_parts, num_items, settings, visits)
 
     def save(step: int) -> None:
-        state = {"engine": engine.state_dict(), "identity": identity, "metrics": metrics, "bad": bad}
         log.flush()  # first: lines beyond a checkpoint are dropped on resume, missing ones could not be had again
-        save_checkpoint(folder, step, engine.phase, state)
+        save_checkpoint(folder, step, engine, {"identity": identity, "metrics": metrics, "bad": bad})
 
     with _stop_signals() as stopped, Progress(settings.steps, name, "step", initial=start) as bar:
         for step in range(start, settings.steps):
             engine.phase.train()
-            picks = choose(step)
             if prefetch is not None and step + 1 < settings.steps:
-                prefetch(choose(step + 1))
-            batches = list(_micro_batches(picks, load, settings.accumulate, step))
+                prefetch(torch.cat([engine.world.own(part) for part in choose(step + 1)]))
+            batches, clips = _micro_batches(choose(step), load, engine, step)
             lr = warmup_cosine(step, settings.steps, settings.lr, settings.warmup_ratio)
             done = step + 1
-            output, bad = _update(engine, batches, lr, bad, settings, f"{name}: step {step}", folder)
+            output, bad = _update(engine, batches, clips, lr, bad, settings, f"{name}: step {step}", folder)
             last = done == settings.steps
             if output is not None and (done % settings.log_every == 0 or last):
                 metrics = {"step": done, "loss": output.loss.item(), "lr": lr}
-                metrics |= {k: v.item() for k, v in output.metrics.items()}
+                metrics |= mean_of({k: v.item() for k, v in output.metrics.items()})
                 log.add(metrics)
                 alarmed = _warn_once(engine.phase.alarm(metrics), alarmed, f"{name}: step {done}")
                 bar.step(0, loss=f"{metrics['loss']:.3f}")
             if settings.eval_every and (done % settings.eval_every == 0 or last):
-                scores = _evaluate(engine, done)
+                scores = engine.evaluate(done)
                 metrics = metrics | scores
                 log.add({"step": done, "eval": True, **scores})
             bar.step()
-            if done % settings.save_every == 0 or last or stopped.is_set():
+            stop = engine.world.any(stopped.is_set(), engine.device)
+            if done % settings.save_every == 0 or last or stop:
                 save(done)
-            if stopped.is_set() and not last:
+            if stop and not last:
                 raise KeyboardInterrupt
+    engine.finish()
     return metrics
 
 
 def _update(
-    engine: Engine, batches: list[VideoBatch], lr: float, bad: int, settings: FitSettings, where: str, folder: Path
+    engine: Engine,
+    batches: list[VideoBatch],
+    clips: int,
+    lr: float,
+    bad: int,
+    settings: FitSettings,
+    where: str,
+    folder: Path,
 ) -> tuple[StepOutput | None, int]:
     """One update, or a warning where there is nothing to learn from or it isn't finite (no output then); its output
     and the bad steps in a row."""
     if not batches:
         warn(f"{where}: none of its {settings.batch} items can be had, update skipped")
         return None, bad
-    output, sound = engine.update(batches, lr)
+    output, sound = engine.update(batches, lr, clips)
     if not sound:
         return None, _tolerate(bad + 1, settings.max_bad_steps, where, folder)
     engine.phase.after_update(batches[0].place[0])
@@ -157,29 +170,28 @@ def _tolerate(bad: int, most: int, where: str, folder: Path) -> int:
 
 
 def _micro_batches(
-    picks: torch.Tensor, load: Callable[[torch.Tensor], VideoBatch | None], accumulate: int, step: int
-) -> Iterator[VideoBatch]:
-    first = 0
-    for part in picks.chunk(accumulate):
-        batch = load(part)
-        if batch is not None:
-            yield replace(batch, place=(step, first))
+    parts: list[torch.Tensor], load: Callable[[torch.Tensor], VideoBatch | None], engine: Engine, step: int
+) -> tuple[list[VideoBatch], int]:
+    """This rank's part of each micro-batch, and how many clips those of all ranks hold. A micro-batch of which some
+    rank can read nothing is left out on all."""
+    world, found, first = engine.world, [], 0
+    for part in parts:
+        own = world.own(part)
+        batch = load(own)
+        found.append(None if batch is None else replace(batch, place=(step, first + world.data_rank * len(own))))
         first += len(part)
-
-
-@torch.no_grad()
-def _evaluate(engine: Engine, step: int) -> dict[str, Any]:
-    engine.phase.eval()
-    return engine.phase.evaluate(step)
+    counts = world.shares([0 if b is None else len(b) for b in found], engine.device)
+    whole = (counts > 0).all(0).tolist()
+    kept = [b for b, there in zip(found, whole, strict=True) if b is not None and there]
+    return kept, int((counts * (counts > 0).all(0)).sum())
 
 
 def _resume(engine: Engine, folder: Path, identity: str, name: str) -> tuple[int, dict[str, Any], int]:
-    state = load_checkpoint(folder, engine.phase)
+    state = load_checkpoint(folder, engine)
     if state is None:
         return 0, {}, 0
     if state["identity"] != identity:
         raise UserError(f"{folder} holds a run with other settings or data; remove it or choose another folder")
-    engine.load_state_dict(state["engine"])
     restore_rng(state["rng"])
     say(f"{name}: continuing after step {state['step']}")
     return state["step"], state["metrics"], state["bad"]
@@ -213,4 +225,5 @@ class _MetricsFile:
         self.lines.append(json.dumps(values))
 
     def flush(self) -> None:
-        write_text(self.path, "".join(line + "\n" for line in self.lines))
+        if is_main():
+            write_text(self.path, "".join(line + "\n" for line in self.lines))

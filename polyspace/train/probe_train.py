@@ -11,7 +11,7 @@ from torch import Tensor
 
 from polyspace.data.batch import VideoBatch
 from polyspace.data.captions import attribute_names
-from polyspace.losses.energy import energy
+from polyspace.losses.energy import energy, global_mean
 from polyspace.models.heads import AttentiveHead, Pooling, WeighedHead
 from polyspace.models.vjepa.saved import make_encoder
 from polyspace.models.vjepa.vit import HNetViT, TubeletViT
@@ -109,7 +109,7 @@ class ProbePhase(Phase):
             goal = seen.saliency / seen.saliency.sum(1, keepdim=True).clamp_min(1e-6)
             shown = seen.saliency.sum(1) > 0
             cross = -(goal * weight.clamp_min(1e-9).log()).sum(1)
-            out.append(("saliency", c.saliency_weight, (cross * shown).sum() / shown.sum().clamp_min(1)))
+            out.append(("saliency", c.saliency_weight, global_mean(cross, shown)))
         if c.coherence_weight:
             out.append(("coherence", c.coherence_weight, coherence(seen.tokens, seen.saliency)))
         return out
@@ -140,7 +140,7 @@ def coherence(tokens: Tensor, saliency: Tensor) -> Tensor:
     total = saliency.sum(1, keepdim=True).clamp_min(1e-6)
     centre = (tokens * saliency[..., None]).sum(1, keepdim=True) / total[..., None]
     apart = energy(tokens, centre.expand_as(tokens), "cosine")
-    return (apart * saliency).sum() / saliency.sum().clamp_min(1e-6)
+    return global_mean(apart, saliency)
 
 
 def build_head(config: ProbeConfig, dim: int, classes: int) -> AttentiveHead | WeighedHead:

@@ -1,14 +1,17 @@
 """Ranks and sums across them. Every helper does nothing on one process and keeps its input's dtype.
 
 Collectives with a gradient are written as autograd functions here: the deprecated
-`torch.distributed.nn.functional.all_gather` returns wrong gradients on gloo for non-contiguous input.
+`torch.distributed.nn.functional.all_gather` returns wrong gradients on gloo for non-contiguous input. Those that losses
+use for the statistics of a batch go over all ranks, unless `statistics_over` names a group of them or none.
 """
 
 import datetime
 import itertools
 import os
-from collections.abc import Callable, Iterable
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
@@ -56,25 +59,49 @@ def barrier() -> None:
         dist.barrier()
 
 
+_SCOPE: ContextVar[dist.ProcessGroup | Literal["all", "none"]] = ContextVar("statistics", default="all")
+
+
+@contextmanager
+def statistics_over(group: dist.ProcessGroup | Literal["all", "none"]) -> Iterator[None]:
+    """Within, statistics of a batch (`all_reduce_sum`, and `all_gather_cat` without a group of its own) are those of
+    these ranks: the ones that hold other clips. "none" where ranks do different work, as in an evaluation."""
+    token = _SCOPE.set(group)
+    try:
+        yield
+    finally:
+        _SCOPE.reset(token)
+
+
+def _group_of_statistics() -> tuple[bool, dist.ProcessGroup | None]:
+    """Whether there is anything to do, and the group to do it in (None: all ranks)."""
+    scope = _SCOPE.get()
+    if not is_distributed() or scope == "none":
+        return False, None
+    return True, None if scope == "all" else scope
+
+
 class _SumAcrossRanks(torch.autograd.Function):
     """y = Σ_r x_r on every rank; since every rank's loss reads y, dL/dx_r = Σ_r dL_r/dy."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
+    def forward(ctx: Any, x: Tensor, group: dist.ProcessGroup | None) -> Tensor:
+        ctx.group = group
         y = x.clone(memory_format=torch.contiguous_format)
-        dist.all_reduce(y)
+        dist.all_reduce(y, group=group)
         return y
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Tensor:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         grad = grad.clone(memory_format=torch.contiguous_format)
-        dist.all_reduce(grad)
-        return grad
+        dist.all_reduce(grad, group=ctx.group)
+        return grad, None
 
 
 def all_reduce_sum(x: Tensor) -> Tensor:
     """Σ over ranks, same shape and dtype as `x`, differentiable."""
-    return _SumAcrossRanks.apply(x) if is_distributed() else x
+    several, group = _group_of_statistics()
+    return _SumAcrossRanks.apply(x, group) if several else x
 
 
 class _ConcatAcrossRanks(torch.autograd.Function):
@@ -98,7 +125,10 @@ class _ConcatAcrossRanks(torch.autograd.Function):
 def all_gather_cat(x: Tensor, group: dist.ProcessGroup | None = None) -> Tensor:
     """(n, …) on each rank -> (world·n, …) in rank order, same dtype, differentiable; of all ranks, or a group's. Ranks
     must agree on n."""
-    return _ConcatAcrossRanks.apply(x, group) if is_distributed() else x
+    if group is not None:
+        return _ConcatAcrossRanks.apply(x, group)
+    several, group = _group_of_statistics()
+    return _ConcatAcrossRanks.apply(x, group) if several else x
 
 
 def gather_objects(item: Any) -> list[Any]:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from polyspace.config import validate
 from polyspace.data.batch import VideoBatch
-from polyspace.losses.energy import Kind, energy, energy_loss
+from polyspace.losses.energy import Kind, energy, energy_loss, global_mean
 from polyspace.models.action import ActionPredictor, WorldModel
 from polyspace.models.keypoints import explained_travel, travel_loss
 from polyspace.train.downstream.common import PhaseConfig
@@ -105,7 +105,7 @@ def change_weight(latents: Tensor, share: float) -> Tensor:
     """Weights of the cells of frames 1 … (B,T−1,N), mean 1: `share` of it as a cell changes from the frame before, so
     that a small thing which moves is not lost among what stands still."""
     change = (latents[:, 1:] - latents[:, :-1]).abs().mean(-1)
-    return 1 - share + share * change / change.mean().clamp_min(1e-9)
+    return 1 - share + share * change / global_mean(change).clamp_min(1e-9)
 
 
 @torch.no_grad()

@@ -10,6 +10,7 @@ from polyspace.models.hnet.dechunker import to_grid
 from polyspace.models.hnet.encoder import cell_coords, pack_visible, take_rows
 from polyspace.models.vjepa.encoded import Encoded
 from polyspace.train.vjepa.masking import Masks
+from polyspace.utils.misc import wide
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ def grid_questions(known: Encoded, masks: Masks, context: bool, power: float) ->
         share = _share(known, index) ** power
         hidden_weight = hidden_weight * share
         seen_weight = None if seen_weight is None else seen_weight * share
-    goal = take_rows(known.on_cells(), index).float()
+    goal = wide(take_rows(known.on_cells(), index))
     goal = F.layer_norm(goal, goal.shape[-1:])
     return Questions(cell_coords(index, grid), goal, hidden_weight, seen_weight, index)
 
@@ -56,7 +57,7 @@ def chunk_questions(known: Encoded, masks: Masks) -> Questions:
     visible = (parts * (~masks.hidden).flatten(1).to(device)[..., None]).sum(1)
     wanted = (parts * masks.asked.flatten(1).to(device)[..., None]).sum(1)
     weight = (known.valid & (visible < 1e-6) & (wanted > 0)).float()
-    goal = F.layer_norm(known.tokens.float(), known.tokens.shape[-1:])
+    goal = F.layer_norm(wide(known.tokens), known.tokens.shape[-1:])
     return Questions(known.centroids, goal, weight, None, None, weight > 0)
 
 

@@ -10,6 +10,7 @@ from torch import Tensor
 from polyspace.losses.energy import Kind, energy_loss
 from polyspace.models.vjepa.encoded import Encoded
 from polyspace.train.vjepa.questions import Questions
+from polyspace.utils.misc import wide
 from polyspace.utils.monitor import effective_rank, position_std, usage_perplexity
 
 LEAST_CLIPS = 8  # spread and skill say nothing about fewer
@@ -75,7 +76,7 @@ class Watch:
 
     def constants(self) -> Tensor:
         """(N,D), one for every place of the grid."""
-        grid = torch.cat([s.grid for s in self.seen]).float()
+        grid = wide(torch.cat([s.grid for s in self.seen]))
         return self.middle(F.layer_norm(grid, grid.shape[-1:]))
 
     def constant(self) -> Tensor:

@@ -12,17 +12,19 @@ def match_by_place(
     places_x: Float[Tensor, "B N 3"], places_y: Float[Tensor, "B M 3"], most: int
 ) -> tuple[Tensor, Tensor]:
     """For each clip the `most` closest pairs (index in x, index in y), every x with its nearest y."""
-    return _closest(torch.cdist(wide(places_x), wide(places_y)), most)
+    return _closest(places_x, places_y, most)
 
 
 def match_by_feature(x: Float[Tensor, "B N D"], y: Float[Tensor, "B M D"], most: int) -> tuple[Tensor, Tensor]:
     """Like `match_by_place`, nearest in feature space."""
-    return _closest(torch.cdist(wide(x.detach()), wide(y.detach())), most)
+    return _closest(x.detach(), y.detach(), most)
 
 
-def _closest(distance: Float[Tensor, "B N M"], most: int) -> tuple[Tensor, Tensor]:
-    nearest, partner = distance.min(-1)
-    index = nearest.topk(min(most, nearest.shape[1]), largest=False).indices
+def _closest(x: Float[Tensor, "B N D"], y: Float[Tensor, "B M D"], most: int) -> tuple[Tensor, Tensor]:
+    """Ties are the rule, as cells of one chunk are alike: they go to the first, not to the rounding of a product whose
+    order of sums depends on how many clips there are."""
+    nearest, partner = torch.cdist(wide(x), wide(y), compute_mode="donot_use_mm_for_euclid_dist").min(-1)
+    index = nearest.argsort(dim=1, stable=True)[:, :most]
     return index, partner.gather(1, index)
 
 

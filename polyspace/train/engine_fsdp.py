@@ -1,15 +1,21 @@
-"""FSDP2: parameters, gradients and optimizer state in parts, one on each rank; whole only while they are used."""
+"""FSDP2: parameters, gradients and optimizer state in parts, one on each rank; whole only while they are used.
+
+Single numbers (a threshold, a temperature) can't be cut: every rank has them, and their gradients are averaged here.
+"""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import torch
+import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from polyspace.models.layers import Block
-from polyspace.train.engine import PlainEngine
+from polyspace.train.engine import PlainEngine, whole
 from polyspace.train.phase import Phase
 from polyspace.utils.world import World
 
@@ -21,7 +27,7 @@ def shard(phase: Phase, world: World) -> Phase:
     for module in phase.modules():
         if isinstance(module, Block):
             fully_shard(module, mesh=mesh)
-    fully_shard(phase, mesh=mesh)
+    fully_shard(phase, mesh=mesh, ignored_params={p for p in phase.parameters() if p.ndim == 0})
     register_fsdp_forward_method(phase, "evaluate")
     return phase
 
@@ -36,6 +42,23 @@ class FSDPEngine(PlainEngine):
         assert isinstance(self.phase, FSDPModule)
         self.phase.set_requires_gradient_sync(last)
         yield
+
+    def step(self, total: Tensor) -> tuple[Tensor, bool]:
+        params = [p for g in self.optimizer.param_groups for p in g["params"] if p.grad is not None]
+        parts = [p for p in params if isinstance(p, DTensor)]
+        single = [p for p in params if not isinstance(p, DTensor)]
+        for p in single:
+            assert p.grad is not None
+            dist.all_reduce(p.grad)
+            p.grad /= dist.get_world_size()
+        norms = [whole(get_total_norm([p.grad for p in some if p.grad is not None])) for some in (parts, single) if some]
+        norm = torch.stack(norms).norm()
+        sound = bool(torch.isfinite(self.world.mean(total)) & torch.isfinite(norm))
+        if sound:
+            for some in (parts, single):
+                clip_grads_with_norm_(some, self.clip_norm or float("inf"), norm)
+            self.optimizer.step()
+        return norm, sound
 
     def load_state(self, model: dict[str, Tensor], optimizer: dict[str, Tensor], where: Path) -> None:
         """Parts as they are; whole tensors are cut."""

@@ -54,10 +54,13 @@ def data() -> CachedFeatures:
     return CachedFeatures({"x": torch.randn(10, 3, generator=generator)}, torch.randn(10, generator=generator))
 
 
+def engine_of(phase, lr=1e-2):
+    return PlainEngine(phase, build_adamw(phase, lr, 0.01), torch.device("cpu"))
+
+
 def train(phase, folder, settings=SETTINGS, about=None):
     torch.manual_seed(7)
-    items = data()
-    engine = PlainEngine(phase, build_adamw(phase, settings.lr, 0.01), torch.device("cpu"))
+    items, engine = data(), engine_of(phase, settings.lr)
     return fit(engine, len(items), items.batch, settings, folder, about=about), engine
 
 
@@ -73,8 +76,8 @@ def test_stopped_anywhere_and_resumed_it_ends_in_the_same_bits(tmp_path, stop_at
     assert again == metrics
     for name, value in whole.state_dict().items():
         assert torch.equal(value, resumed.state_dict()[name]), name
-    for a, b in zip(engine.state_dict()["state"].values(), engine2.state_dict()["state"].values(), strict=True):
-        assert torch.equal(a["exp_avg"], b["exp_avg"]) and torch.equal(a["exp_avg_sq"], b["exp_avg_sq"])
+    kept, kept2 = engine.optimizer_state(), engine2.optimizer_state()
+    assert kept.keys() == kept2.keys() and all(torch.equal(kept[name], kept2[name]) for name in kept)
     lines = [(tmp_path / n / "metrics.jsonl").read_text() for n in ("whole", "cut")]
     assert lines[0] == lines[1] and len(lines[0].splitlines()) == 15
 
@@ -110,7 +113,7 @@ def test_non_finite_steps_are_skipped_and_after_a_few_the_run_stops_at_the_last_
     with pytest.raises(UserError, match="5 non-finite steps in a row"):
         train(phase, tmp_path)
     good = Toy()
-    state = load_checkpoint(tmp_path, good)
+    state = load_checkpoint(tmp_path, engine_of(good))
     assert state["step"] in (6, 9) and all(torch.isfinite(v).all() for v in good.state_dict().values())
 
 
@@ -135,7 +138,7 @@ def test_a_damaged_checkpoint_is_refused(tmp_path):
     content[-1] ^= 1
     file.write_bytes(bytes(content))
     with pytest.raises(UserError, match=r"model\.safetensors is damaged"):
-        load_checkpoint(tmp_path, Toy())
+        load_checkpoint(tmp_path, engine_of(Toy()))
 
 
 def test_strict_loading_lists_what_does_not_fit(tmp_path):
@@ -154,8 +157,8 @@ def test_only_the_last_two_checkpoints_are_kept(tmp_path):
 
 def test_the_newest_checkpoints_are_those_of_the_highest_steps(tmp_path):
     for step in (999_000, 999_500, 1_000_000):
-        save_checkpoint(tmp_path, step, Toy(), {})
-    assert load_checkpoint(tmp_path, Toy())["step"] == 1_000_000
+        save_checkpoint(tmp_path, step, engine_of(Toy()), {})
+    assert load_checkpoint(tmp_path, engine_of(Toy()))["step"] == 1_000_000
 
 
 def test_sigterm_saves_and_stops(tmp_path):

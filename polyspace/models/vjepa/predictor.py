@@ -1,10 +1,14 @@
 """From what was seen to what was hidden: a light transformer over context tokens and queries."""
 
+from typing import Any
+
 import torch
+import torch.distributed as dist
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from polyspace.models.layers import Block, sincos_code
+from polyspace.models.vjepa.trunk import ViT, in_parts
 
 
 class Predictor(nn.Module):
@@ -20,6 +24,7 @@ class Predictor(nn.Module):
         self.into, self.query = nn.Linear(dim, width), nn.Parameter(torch.zeros(width))
         self.blocks = nn.ModuleList([Block(width, heads) for _ in range(depth)])
         self.norm, self.out = nn.LayerNorm(width), nn.Linear(width, dim)
+        self.shared_by: dist.ProcessGroup | None = None  # as in ViT
 
     def forward(
         self,
@@ -43,6 +48,21 @@ class Predictor(nn.Module):
             right = torch.ones_like(queries[..., 0], dtype=torch.bool) if query_valid is None else query_valid
             pad = ~torch.cat([left, right], 1)
             pad = pad if bool(pad.any()) else None
-        for block in self.blocks:
-            x = block(x, pad)
+        if self.shared_by is not None:
+            pad = torch.zeros_like(x[..., 0], dtype=torch.bool) if pad is None else pad
+            x = in_parts(self._run, self.shared_by, x, pad, 1, None)
+        else:
+            x = self._run(x, pad)
         return self.out(self.norm(x[:, tokens.shape[1] :]))
+
+    def _run(self, x: Tensor, pad: Tensor | None, layers: int = 1, *where: Any) -> Tensor:
+        for block in self.blocks:
+            x = block(x, pad, *where)
+        return x
+
+
+def share_tokens(module: nn.Module, group: dist.ProcessGroup | None) -> None:
+    """The ranks of `group` share the tokens of every encoder's ViT and of every predictor in `module`."""
+    for part in module.modules():
+        if isinstance(part, ViT | Predictor):
+            part.shared_by = group

@@ -1,5 +1,6 @@
 """The transformer behind every encoder: tubelets' and chunks' alike."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 
 from polyspace.models.layers import Block
 from polyspace.utils.distrib import checkpoint_sequential
+from polyspace.utils.sequence import shard_sequence, unshard_sequence
 
 
 class ViT(nn.Module):
@@ -17,7 +19,8 @@ class ViT(nn.Module):
 
     `recompute` trades time for memory: each layer's activations are computed again in the backward pass, once.
     `groups` > 1 sorts the clips of a batch by length and runs them in so many parts, each padded to its own longest:
-    cheaper where lengths differ much and launches cost little.
+    cheaper where lengths differ much and launches cost little. With a group in `shared_by` (see `share_tokens`) all its
+    ranks come with the same sequences, and each computes its part of the tokens.
     """
 
     def __init__(
@@ -26,6 +29,7 @@ class ViT(nn.Module):
         super().__init__()
         self.blocks = nn.ModuleList([Block(dim, heads, mlp_ratio) for _ in range(depth)])
         self.norm, self.recompute, self.groups = nn.LayerNorm(dim), recompute, groups
+        self.shared_by: dist.ProcessGroup | None = None
 
     def forward(
         self,
@@ -42,6 +46,9 @@ class ViT(nn.Module):
         """
         if layers < 1:
             raise ValueError(f"layers must be at least 1, not {layers}")
+        if context is None and self.shared_by is not None:
+            pad = torch.zeros_like(x[..., 0], dtype=torch.bool) if key_padding_mask is None else key_padding_mask
+            return in_parts(self, self.shared_by, x, pad, layers, key_bias)
         if context is not None:  # all ranks do the same, whatever is padding in their part
             return self._run(x, (key_padding_mask, key_bias, context), layers)
         if key_padding_mask is None or not bool(key_padding_mask.any()):
@@ -71,3 +78,18 @@ class ViT(nn.Module):
         else:
             x = torch.stack([F.layer_norm(y, y.shape[-1:]) for y in every[-layers:]]).mean(0)
         return x if where[0] is None else torch.where(where[0][..., None], 0, x)
+
+
+def in_parts(
+    run: Callable[..., Tensor],
+    group: dist.ProcessGroup,
+    x: Float[Tensor, "B M D"],
+    pad: Bool[Tensor, "B M"],
+    layers: int,
+    key_bias: Float[Tensor, "B M"] | None,
+) -> Float[Tensor, "B M D"]:
+    """`run` (as ViT.forward) on this rank's part of the tokens; the whole result on every rank, which all read alike:
+    so the gradients of a rank are those of its part, times the number of ranks."""
+    part, pad = shard_sequence(x, group), shard_sequence(pad, group, value=True)
+    bias = None if key_bias is None else shard_sequence(key_bias, group)
+    return unshard_sequence(run(part, pad, layers, bias, group), group, x.shape[1])

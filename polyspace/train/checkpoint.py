@@ -116,6 +116,9 @@ def _read_parts(place: Path, engine: Engine) -> tuple[dict[str, Tensor], dict[st
         if kind == "optimizer" and slot in SLOTS and name in own:
             wanted[key] = torch.zeros(1) if slot == "step" else torch.empty_like(own[name])
     dcp.load(wanted, storage_reader=reader, no_dist=not engine.sharded)
-    parts = ({k.removeprefix(f"{kind}/"): v for k, v in wanted.items() if k.startswith(kind)} for kind in ("model", "optimizer"))
+    parts = (
+        {k.removeprefix(f"{kind}/"): v for k, v in wanted.items() if k.startswith(kind)}
+        for kind in ("model", "optimizer")
+    )
     model, optimizer = parts
     return model, optimizer

@@ -41,7 +41,9 @@ def read_config(path: Path) -> dict[str, Any]:
     return values
 
 
-def full_config(values: dict[str, Any], where: Path, batch: int, accumulate: int, clip: float | None, ranks: int) -> Any:
+def full_config(
+    values: dict[str, Any], where: Path, batch: int, accumulate: int, clip: float | None, ranks: int
+) -> Any:
     """The file with the phase's batch and norm in it."""
     wanted = {
         "train_batch_size": batch,

@@ -51,7 +51,9 @@ class FSDPEngine(PlainEngine):
             assert p.grad is not None
             dist.all_reduce(p.grad)
             p.grad /= dist.get_world_size()
-        norms = [whole(get_total_norm([p.grad for p in some if p.grad is not None])) for some in (parts, single) if some]
+        norms = [
+            whole(get_total_norm([p.grad for p in some if p.grad is not None])) for some in (parts, single) if some
+        ]
         norm = torch.stack(norms).norm()
         sound = bool(torch.isfinite(self.world.mean(total)) & torch.isfinite(norm))
         if sound:

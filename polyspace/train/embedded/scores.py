@@ -1,6 +1,5 @@
 """What a clip feature tells of the object's turns: linear probes on clips held out of pretraining."""
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 

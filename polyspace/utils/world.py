@@ -1,4 +1,4 @@
-"""The ranks of a run in two directions: those that see other clips, and those that share the tokens of the same ones."""
+"""The ranks of a run in two directions: those with other clips, and those that share the tokens of the same ones."""
 
 from dataclasses import dataclass
 from typing import Any

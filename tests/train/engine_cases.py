@@ -1,4 +1,4 @@
-"""A short pretraining with every term that looks at several clips, on one rank or many: what test_engine.py compares."""
+"""A short pretraining with all terms that look at several clips, on one rank or many: what test_engine.py compares."""
 
 import os
 from pathlib import Path

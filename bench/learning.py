@@ -208,7 +208,7 @@ def pictures(args: argparse.Namespace) -> list[Path]:
     made = [learning_figure(read_json(args.out), stem.with_suffix(".png"))]
     arm = ARMS["hnet_vjepa"]
     phase = build(arm, 1, 0)
-    engine = PlainEngine(phase, build_adamw(phase, arm.settings.lr, 0.0), torch.device("cpu"))
+    engine = PlainEngine(phase, build_adamw(phase, 1e-3, 0.0), torch.device("cpu"))
     if load_checkpoint(arm_folder(args.work, "hnet_vjepa", identity(arm, args), 0), engine) is not None:
         made += chunk_figures(target_of(phase.eval()), clips(args.work, "test"), stem)
     return made

@@ -53,9 +53,10 @@ def energy_loss(
 def global_mean(
     x: Float[Tensor, "*N"], weight: Float[Tensor, "*N"] | Bool[Tensor, "*N"] | None = None
 ) -> Float[Tensor, ""]:
-    """Mean, weighted or not, over the items of all ranks, with gradient; 0 where nothing has weight."""
+    """Mean, weighted or not, over the items of all ranks, with gradient; 0 where nothing has weight. Items of weight 0
+    may be NaN."""
     w = torch.ones_like(x) if weight is None else weight.to(x.dtype)
-    total, count = all_reduce_sum(torch.stack([(x * w).sum(), w.sum()]))
+    total, count = all_reduce_sum(torch.stack([(torch.where(w > 0, x, 0) * w).sum(), w.sum()]))
     return total / count.clamp_min(1e-12)
 
 

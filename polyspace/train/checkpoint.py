@@ -11,9 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.distributed.checkpoint as dcp
 from torch import Tensor
-from torch.distributed.checkpoint import HuggingFaceStorageReader, HuggingFaceStorageWriter
 
 from polyspace.train.engine import SLOTS, Engine
 from polyspace.utils.checkpoint_io import (
@@ -63,10 +61,7 @@ def save_checkpoint(folder: Path, step: int, engine: Engine, trainer: dict[str, 
     trainer = trainer | {"step": step, "rng": rng_state()}
     model, optimizer = engine.model_state(), engine.optimizer_state()
     if engine.sharded:
-        shutil.rmtree(place, ignore_errors=True)  # of a run that was killed here, perhaps with more ranks
-        barrier()
-        state = {f"model/{k}": v for k, v in model.items()} | {f"optimizer/{k}": v for k, v in optimizer.items()}
-        dcp.save(state, storage_writer=HuggingFaceStorageWriter(str(place / SHARDED), save_distributed=True))
+        _write_parts(place / SHARDED, model, optimizer)
     if is_main():
         if not engine.sharded:
             save_tensors(place / "model.safetensors", model)
@@ -78,6 +73,16 @@ def save_checkpoint(folder: Path, step: int, engine: Engine, trainer: dict[str, 
         for old in sorted(folder.glob("step_*"), key=lambda kept: int(kept.name.removeprefix("step_")))[:-KEEP]:
             shutil.rmtree(old, ignore_errors=True)
     barrier()
+
+
+def _write_parts(place: Path, model: dict[str, Tensor], optimizer: dict[str, Tensor]) -> None:
+    import torch.distributed.checkpoint as dcp  # a second of import that one process need not pay
+
+    if is_main():
+        shutil.rmtree(place, ignore_errors=True)  # of a run that was killed here, perhaps with more ranks
+    barrier()
+    state = {f"model/{k}": v for k, v in model.items()} | {f"optimizer/{k}": v for k, v in optimizer.items()}
+    dcp.save(state, storage_writer=dcp.HuggingFaceStorageWriter(str(place), save_distributed=True))
 
 
 def load_checkpoint(folder: Path, engine: Engine) -> dict[str, Any] | None:
@@ -103,7 +108,9 @@ def load_checkpoint(folder: Path, engine: Engine) -> dict[str, Any] | None:
 
 def _read_parts(place: Path, engine: Engine) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """(model, optimizer) as this engine holds them, from parts that any number of ranks has written."""
-    reader = HuggingFaceStorageReader(str(place))
+    import torch.distributed.checkpoint as dcp
+
+    reader = dcp.HuggingFaceStorageReader(str(place))
     names = reader.read_metadata().state_dict_metadata
     own = engine.model_state()
     wanted: dict[str, Tensor] = {f"model/{name}": torch.empty_like(value) for name, value in own.items()}

@@ -71,7 +71,7 @@ class PlainEngine:
         and whether it counted. `clips`: how many all ranks' batches hold together; None where this is the only one."""
         for group in self.optimizer.param_groups:
             group["lr"] = lr
-        self.zero_grad()
+        self.optimizer.zero_grad(set_to_none=True)
         total: Tensor | float = 0.0
         metrics: dict[str, list[Tensor]] = {}
         clips = clips or sum(len(batch) for batch in batches)
@@ -80,30 +80,25 @@ class PlainEngine:
             with self.micro_batch(number + 1 == len(batches)):
                 with statistics_over(self.world.data or "all"), self.autocast():
                     output = self.module(self.cast(batch))
-                self.backward(output.loss * share, len(batches))
+                (output.loss * share).backward()
             total = total + output.loss.detach() * share
             for name, value in output.metrics.items():
                 metrics.setdefault(name, []).append(value)
         assert isinstance(total, Tensor)
+        total = self.world.mean(total)
         norm, sound = self.step(total)
         means = {name: torch.stack(values).mean() for name, values in metrics.items()}
-        return StepOutput(self.world.mean(total), means | {"grad_norm": norm}), sound
-
-    def zero_grad(self) -> None:
-        self.optimizer.zero_grad(set_to_none=True)
+        return StepOutput(total, means | {"grad_norm": norm}), sound
 
     def micro_batch(self, last: bool) -> AbstractContextManager[None]:
         """Around forward and backward of each micro-batch; ranks need to talk at the last one only."""
         return nullcontext()
 
-    def backward(self, loss: Tensor, micro_batches: int) -> None:
-        loss.backward()
-
     def step(self, total: Tensor) -> tuple[Tensor, bool]:
-        """Clip and update if loss and gradient are finite on all ranks; the gradient's norm, and whether."""
+        """Clip and update if all ranks' loss and gradient are finite; the gradient's norm, and whether."""
         params = [p for g in self.optimizer.param_groups for p in g["params"] if p.grad is not None]
         norm = whole(torch.nn.utils.clip_grad_norm_(params, self.clip_norm or float("inf"))).detach()
-        sound = bool(torch.isfinite(self.world.mean(total)) & torch.isfinite(norm))
+        sound = bool(torch.isfinite(total) & torch.isfinite(norm))
         if sound:
             self.optimizer.step()
         return norm, sound
@@ -148,7 +143,7 @@ class PlainEngine:
             if f"step/{name}" in optimizer:
                 slots = {slot: optimizer[f"{slot}/{name}"] for slot in SLOTS}
                 self.optimizer.state[parameter] = {
-                    slot: value.clone().reshape(()) if slot == "step" else value.to(parameter.device, copy=True)
+                    slot: (value.reshape(()) if slot == "step" else value).to(parameter.device, copy=True)
                     for slot, value in slots.items()
                 }
 

@@ -55,7 +55,7 @@ class FSDPEngine(PlainEngine):
             whole(get_total_norm([p.grad for p in some if p.grad is not None])) for some in (parts, single) if some
         ]
         norm = torch.stack(norms).norm()
-        sound = bool(torch.isfinite(self.world.mean(total)) & torch.isfinite(norm))
+        sound = bool(torch.isfinite(total) & torch.isfinite(norm))
         if sound:
             for some in (parts, single):
                 clip_grads_with_norm_(some, self.clip_norm or float("inf"), norm)

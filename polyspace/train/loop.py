@@ -84,13 +84,7 @@ def fit(
     are given visits, epoch·num_items + item, instead of items.
     SIGTERM and SIGINT save and stop (KeyboardInterrupt).
     """
-    if num_items < 1:
-        raise UserError(f"{name}: no clip to train on")
-    if settings.batch % (settings.accumulate * engine.world.data_size):
-        each = f" on {engine.world.data_size} ranks" if engine.world.data_size > 1 else ""
-        raise UserError(
-            f"{name}: a batch of {settings.batch} does not divide into {settings.accumulate} micro-batches{each}"
-        )
+    _check(num_items, settings, engine.world.data_size, name)
     identity = sha256_json([asdict(settings), num_items, about or {}])
     start, metrics, bad = _resume(engine, folder, identity, name)
     alarmed = False
@@ -130,6 +124,14 @@ def fit(
                 raise KeyboardInterrupt
     engine.finish()
     return metrics
+
+
+def _check(num_items: int, settings: FitSettings, ranks: int, name: str) -> None:
+    if num_items < 1:
+        raise UserError(f"{name}: no clip to train on")
+    if settings.batch % (settings.accumulate * ranks):
+        where = f"{settings.accumulate} micro-batches" + (f" on {ranks} ranks" if ranks > 1 else "")
+        raise UserError(f"{name}: a batch of {settings.batch} does not divide into {where}")
 
 
 def _update(

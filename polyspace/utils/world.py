@@ -39,15 +39,13 @@ class World:
 
     def own(self, items: Tensor) -> Tensor:
         """This rank's part of a micro-batch's items (n,): as many for each data rank, in order."""
-        if len(items) % self.data_size:
-            raise UserError(f"a micro-batch of {len(items)} clips does not divide among {self.data_size} ranks")
         return items.chunk(self.data_size)[self.data_rank]
 
     def shares(self, counts: list[int], device: torch.device) -> Tensor:
         """(data ranks, micro-batches): how many clips each data rank could read for each."""
-        mine = torch.tensor(counts, device=device)
         if self.data is None:
-            return mine[None]
+            return torch.tensor([counts])  # not on the device: nobody need wait for it
+        mine = torch.tensor(counts, device=device)
         every = [torch.empty_like(mine) for _ in range(self.data_size)]
         dist.all_gather(every, mine, self.data)
         return torch.stack(every)

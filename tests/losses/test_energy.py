@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from polyspace.losses.auxiliaries import boundary_loss, entropy_loss, ratio_loss
-from polyspace.losses.energy import aligned_energy_loss, energy, energy_loss
+from polyspace.losses.energy import aligned_energy_loss, energy, energy_loss, global_mean
 
 
 def test_energies_by_hand():
@@ -87,3 +87,11 @@ def test_boundary_loss_is_one_for_coins_and_zero_for_the_sure():
     valid = torch.ones(2, dtype=torch.bool)
     assert boundary_loss(torch.tensor([0.5, 0.5]), valid).item() == pytest.approx(1)
     assert boundary_loss(torch.tensor([0.0, 1.0]), valid).item() == 0
+
+
+def test_the_global_mean_weighs_and_ignores_what_has_no_weight():
+    x = torch.tensor([1.0, float("nan"), 4.0], requires_grad=True)
+    mean = global_mean(x, torch.tensor([1.0, 0.0, 2.0]))
+    mean.backward()
+    assert mean.item() == pytest.approx(3) and x.grad.tolist() == pytest.approx([1 / 3, 0, 2 / 3])
+    assert global_mean(x.detach(), torch.zeros(3)) == 0 and global_mean(torch.tensor([1.0, 3.0])) == 2

@@ -44,3 +44,11 @@ def test_equal_maps_have_no_invariance_left():
     assert only(x, x, p, p).item() == pytest.approx(0, abs=1e-9)
     with pytest.raises(ValueError, match="alpha"):
         VICRegLLoss(alpha=2.0)
+
+
+def test_among_cells_that_are_alike_the_first_is_matched():
+    chunks = torch.randn(4, 6, 32, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    x, y = chunks.repeat_interleave(9, 1), (chunks + 0.01 * chunks.roll(1, 0)).repeat_interleave(9, 1)
+    index, partner = match_by_feature(x, y, 20)
+    assert torch.equal(partner, index // 9 * 9)
+    assert all(torch.equal(row[:18], torch.cat([row[0] + torch.arange(9), row[9] + torch.arange(9)])) for row in index)

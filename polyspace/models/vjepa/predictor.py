@@ -49,15 +49,15 @@ class Predictor(nn.Module):
             pad = ~torch.cat([left, right], 1)
             pad = pad if bool(pad.any()) else None
         if self.shared_by is not None:
-            pad = torch.zeros_like(x[..., 0], dtype=torch.bool) if pad is None else pad
-            x = in_parts(self._run, self.shared_by, x, pad, 1, None)
+            group = self.shared_by
+            x = in_parts(lambda *part: self._run(*part, group), group, x, pad)
         else:
             x = self._run(x, pad)
         return self.out(self.norm(x[:, tokens.shape[1] :]))
 
-    def _run(self, x: Tensor, pad: Tensor | None, layers: int = 1, *where: Any) -> Tensor:
+    def _run(self, x: Tensor, *where: Any) -> Tensor:
         for block in self.blocks:
-            x = block(x, pad, *where)
+            x = block(x, *where)
         return x
 
 

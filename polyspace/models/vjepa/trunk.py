@@ -47,8 +47,10 @@ class ViT(nn.Module):
         if layers < 1:
             raise ValueError(f"layers must be at least 1, not {layers}")
         if context is None and self.shared_by is not None:
-            pad = torch.zeros_like(x[..., 0], dtype=torch.bool) if key_padding_mask is None else key_padding_mask
-            return in_parts(self, self.shared_by, x, pad, layers, key_bias)
+            group = self.shared_by
+            return in_parts(
+                lambda *part: self._run(part[0], (*part[1:], group), layers), group, x, key_padding_mask, key_bias
+            )
         if context is not None:  # all ranks do the same, whatever is padding in their part
             return self._run(x, (key_padding_mask, key_bias, context), layers)
         if key_padding_mask is None or not bool(key_padding_mask.any()):
@@ -84,12 +86,12 @@ def in_parts(
     run: Callable[..., Tensor],
     group: dist.ProcessGroup,
     x: Float[Tensor, "B M D"],
-    pad: Bool[Tensor, "B M"],
-    layers: int,
-    key_bias: Float[Tensor, "B M"] | None,
+    pad: Bool[Tensor, "B M"] | None,
+    key_bias: Float[Tensor, "B M"] | None = None,
 ) -> Float[Tensor, "B M D"]:
-    """`run` (as ViT.forward) on this rank's part of the tokens; the whole result on every rank, which all read alike:
+    """`run(x, pad, key_bias)` on this rank's part of the tokens; the whole result on every rank, which all read alike:
     so the gradients of a rank are those of its part, times the number of ranks."""
-    part, pad = shard_sequence(x, group), shard_sequence(pad, group, value=True)
+    pad = torch.zeros_like(x[..., 0], dtype=torch.bool) if pad is None else pad
     bias = None if key_bias is None else shard_sequence(key_bias, group)
-    return unshard_sequence(run(part, pad, layers, bias, group), group, x.shape[1])
+    out = run(shard_sequence(x, group), shard_sequence(pad, group, value=True), bias)
+    return unshard_sequence(out, group, x.shape[1])

@@ -84,9 +84,19 @@ def train_one(config: EmbeddedConfig, name: str, clips: StateClips, held_out: St
     about = {"objective": task.says, "held_out": {k: metrics[k] for k in before}, "random_init": before}
     chosen = {"clips": config.clips, "seed": config.seed, "steps": steps}
     about["settings"] = {**chosen, "held_out_clips": len(held_out), "batch": task.batch, "lr": task.lr}
-    phase.save(config.out / name)
-    write_json(config.out / name / "about.json", about)
+    save(phase, config.out / name, about)
     return about
+
+
+def save(phase: EmbeddedPhase, folder: Path, about: dict[str, Any]) -> None:
+    """A folder in transformers' layout, with the preprocessor config of its plan."""
+    phase.saved.save_pretrained(folder)
+    height, width = phase.plan.crop
+    preprocess: dict[str, Any] = {"size": {"shortest_edge": height}, "crop_size": {"height": height, "width": width}}
+    preprocess |= {"rescale_factor": phase.plan.scale, "image_mean": phase.plan.mean, "image_std": phase.plan.std}
+    preprocess |= {"offset": True, "do_normalize": False} if phase.plan.offset else {"do_normalize": True}
+    write_json(folder / "preprocessor_config.json", preprocess)
+    write_json(folder / "about.json", about)
 
 
 def main(argv: Sequence[str]) -> int:

@@ -1,7 +1,7 @@
 """`polyspace convert-index`: an index, or any .npy of vectors, from the student's space into a teacher's.
 
 Reading, the matrix products and writing overlap. Every `rows` rows are put on the disk and then written down as done: a
-killed run goes on from there and ends in the same bytes (on the same machine, with as many threads).
+killed run goes on from there and ends in the same bytes (on the same machine).
 """
 
 import shutil

@@ -12,7 +12,6 @@ from polyspace.config import Config, parse, run_command
 from polyspace.data.feature_store import FeatureStore
 from polyspace.data.index import IDS, VECTORS, Index, import_faiss
 from polyspace.data.index_writer import IndexWriter
-from polyspace.models.spaces.converters import convert_into
 from polyspace.train.alignment.translation import Translation, open_translation
 from polyspace.utils.array_file import ArrayWriter
 from polyspace.utils.checkpoint_io import write_json
@@ -69,9 +68,8 @@ def _vectors(store: FeatureStore, space: str, translation: Translation | None) -
         return
     for block in store.blocks(store.student):
         for part in block.float().split(BATCH):
-            out = torch.empty(len(part), translation.dims[1])
-            convert_into(translation.converter, part, out)
-            yield out.numpy()
+            with torch.inference_mode():
+                yield translation.converter(part).numpy()
 
 
 def export_index(config: ExportConfig) -> Index:

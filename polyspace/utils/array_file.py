@@ -6,16 +6,19 @@ memory until the system takes them back.
 
 import contextlib
 import hashlib
+import io
 import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
+from polyspace.utils.direct_file import DirectFile
 from polyspace.utils.errors import UserError
 
 FLOAT32, FLOAT16 = np.dtype("<f4"), np.dtype("<f2")
 CHUNK = 8 << 20
+DIRECT_FROM = 64 << 20  # bytes of a file; what is smaller may as well stay in the page cache
 
 
 @contextlib.contextmanager
@@ -96,55 +99,38 @@ class ArrayWriter:
     def __init__(self, path: Path, rows: int, dim: int, done: int = 0) -> None:
         self.path, self.done = Path(path), done
         self._digest = hashlib.sha256()
-        with disk_errors(path):
-            self._file = open(path, "r+b" if done else "w+b", buffering=0)  # noqa: SIM115 (held until close)
-        try:
-            with disk_errors(path):
-                if not done:
-                    self._begin(rows, dim)
-                self._read_done(dim)
-        except BaseException:
-            self._file.close()
-            raise
+        with disk_errors(path), open(path, "r+b" if done else "w+b", buffering=0) as file:
+            if not done:
+                _begin(file, rows, dim)
+            end = self._read_done(file, dim)
+            self._file = DirectFile(self.path, end, direct=rows * dim * FLOAT32.itemsize >= DIRECT_FROM)
 
-    def _begin(self, rows: int, dim: int) -> None:
-        """The head, and room for all rows: a disk that is too small is found now, not after an hour."""
-        head = {"descr": FLOAT32.str, "fortran_order": False, "shape": (rows, dim)}
-        np.lib.format.write_array_header_1_0(self._file, head)
-        size = self._file.tell() + rows * dim * FLOAT32.itemsize
-        if hasattr(os, "posix_fallocate"):
-            os.posix_fallocate(self._file.fileno(), 0, size)
-        else:
-            self._file.truncate(size)
-        self._file.seek(0)
-
-    def _read_done(self, dim: int) -> None:
-        """Sum the head and the rows that are there, and stand behind them."""
-        np.lib.format.read_magic(self._file)
-        np.lib.format.read_array_header_1_0(self._file)
-        left = self._file.tell() + self.done * dim * FLOAT32.itemsize
-        self._file.seek(0)
-        while left and (part := self._file.read(min(left, CHUNK))):
+    def _read_done(self, file: io.FileIO, dim: int) -> int:
+        """Sum the head and the rows that are there; returns where they end."""
+        np.lib.format.read_magic(file)
+        np.lib.format.read_array_header_1_0(file)
+        end = left = file.tell() + self.done * dim * FLOAT32.itemsize
+        file.seek(0)
+        while left and (part := file.read(min(left, CHUNK))):
             self._digest.update(part)
             left -= len(part)
         if left:
             raise UserError(f"{self.path} is shorter than the {self.done} rows that it should hold")
+        return end
 
     def write(self, first: int, rows: np.ndarray) -> None:
         """Rows first … first + len(rows), which must be the next ones: behind a write that failed none succeeds."""
         assert first == self.done, f"rows from {first} come after row {self.done}"
         view = np.ascontiguousarray(rows, FLOAT32).data.cast("B")
-        written = 0
         with disk_errors(self.path):
-            while written < len(view):
-                written += self._file.write(view[written:]) or 0
+            self._file.write(view)
         self._digest.update(view)
         self.done += len(rows)
 
     def sync(self) -> None:
         """What is written is on the disk when this returns. May run in another thread than `write`."""
         with disk_errors(self.path):
-            os.fsync(self._file.fileno())
+            self._file.sync()
 
     @property
     def sha256(self) -> str:
@@ -152,10 +138,24 @@ class ArrayWriter:
         return self._digest.hexdigest()
 
     def close(self) -> None:
+        """Give the file back. What no `sync` has seen is lost."""
         self._file.close()
 
     def __enter__(self) -> "ArrayWriter":
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self.close()
+    def __exit__(self, *raised: object) -> None:
+        with disk_errors(self.path):
+            self._file.__exit__(*raised)
+
+
+def _begin(file: io.FileIO, rows: int, dim: int) -> None:
+    """The head, and room for all rows: a disk that is too small is found now, not after an hour."""
+    head = {"descr": FLOAT32.str, "fortran_order": False, "shape": (rows, dim)}
+    np.lib.format.write_array_header_1_0(file, head)
+    size = file.tell() + rows * dim * FLOAT32.itemsize
+    if hasattr(os, "posix_fallocate"):
+        os.posix_fallocate(file.fileno(), 0, size)
+    else:
+        file.truncate(size)
+    file.seek(0)

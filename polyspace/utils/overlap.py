@@ -1,53 +1,67 @@
-"""Read, work and write at once: while one block is worked on, the next is read and the last is written."""
+"""Read, work and write at once: while some blocks are worked on, the next is read and the last is written."""
 
 from collections import deque
 from collections.abc import Callable, Generator, Iterable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from typing import TypeVar
 
 S = TypeVar("S")
-DEPTH = 2  # blocks read ahead, and blocks that wait for the writer
+AHEAD = 2  # blocks in flight beside those that are worked on
 
 
 def overlapped(
-    spans: Iterable[S], read: Callable[[S, int], None], work: Callable[[S, int], None], write: Callable[[S, int], None]
+    spans: Iterable[S],
+    read: Callable[[S, int], None],
+    work: Callable[[S, int], None],
+    write: Callable[[S, int], None],
+    workers: int = 1,
 ) -> Generator[S, None, None]:
-    """Take every span through `read`, `work` and `write`, each in its own thread and in order; yields what is written.
+    """Take every span through `read`, `work` and `write`; yields what is written. Reads are one at a time and in order,
+    and so are writes; `workers` threads work.
 
-    The integers are slots: `read(span, i)` fills input buffer i of DEPTH + 1, `work(span, i)` turns input buffer i into
-    output buffer i, `write(span, i)` empties it. A slot is used again only when its write has ended, so that memory is
-    DEPTH + 1 blocks of each kind whatever the number of spans. Work runs in the caller's thread; the first error of any
-    of the three stops all and is raised here.
+    The integers are slots: `read(span, i)` fills input buffer i of `workers` + AHEAD, `work(span, i)` turns input
+    buffer i into output buffer i, `write(span, i)` empties it. A slot is used again only when its write has ended, so
+    that memory stays the same whatever the number of spans. The first error stops all and is raised here; behind a
+    span that failed none is written.
     """
-    slots, coming = DEPTH + 1, iter(spans)
-    reads: deque[tuple[S, Future[None]]] = deque()
-    writes: deque[tuple[S, Future[None]]] = deque()
-    asked = done = 0
-    with ThreadPoolExecutor(1, "read") as reader, ThreadPoolExecutor(1, "write") as writer:
+    slots = workers + AHEAD
+    flying: deque[tuple[S, Future[None]]] = deque()
+    pools = [ThreadPoolExecutor(n, name) for n, name in ((1, "read"), (workers, "work"), (1, "write"))]
+    reader, worker, writer = pools
+    whole = True
 
-        def ask() -> None:
-            nonlocal asked
-            for span in coming:
-                reads.append((span, reader.submit(read, span, asked % slots)))
-                asked += 1
-                return
+    def made(ready: Future[None], span: S, slot: int) -> None:
+        ready.result()
+        work(span, slot)
 
-        for _ in range(DEPTH):
-            ask()
-        while reads:
-            span, ready = reads.popleft()
+    def written(ready: Future[None], span: S, slot: int) -> None:
+        nonlocal whole
+        if not whole:
+            raise CancelledError
+        try:
             ready.result()
-            ask()
-            if len(writes) == slots:
-                yield _ended(writes)
-            work(span, done % slots)
-            writes.append((span, writer.submit(write, span, done % slots)))
-            done += 1
-        while writes:
-            yield _ended(writes)
+            write(span, slot)
+        except BaseException:
+            whole = False
+            raise
+
+    try:
+        for number, span in enumerate(spans):
+            if len(flying) == slots:
+                yield _ended(flying)
+            slot = number % slots
+            done = worker.submit(made, reader.submit(read, span, slot), span, slot)
+            flying.append((span, writer.submit(written, done, span, slot)))
+        while flying:
+            yield _ended(flying)
+    finally:
+        for pool in pools:
+            pool.shutdown(wait=False, cancel_futures=True)
+        for pool in pools:
+            pool.shutdown()
 
 
-def _ended(writes: "deque[tuple[S, Future[None]]]") -> S:
-    span, future = writes.popleft()
+def _ended(flying: "deque[tuple[S, Future[None]]]") -> S:
+    span, future = flying.popleft()
     future.result()
     return span

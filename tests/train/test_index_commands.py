@@ -21,7 +21,7 @@ from index_files import (
 
 from polyspace.config import run_command
 from polyspace.data.index import load_index
-from polyspace.models.spaces.converters import convert_into, load_converters
+from polyspace.models.spaces.converters import load_converters
 from polyspace.train import convert_index as command
 from polyspace.train.alignment.conversion import spans
 from polyspace.train.convert_index import convert_index
@@ -108,14 +108,6 @@ def test_bare_arrays_of_float32_and_float16_are_moved(place):
     np.testing.assert_allclose(whole.vectors, bank["t"](x), rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(half.vectors, bank["t"](x.half().float()), rtol=1e-5, atol=1e-6)
     assert whole.ids is None and half.metric == "l2" and half.vectors.dtype == np.float32
-
-
-@pytest.mark.parametrize("kind", ["ridge", "residual_mlp"])
-def test_the_fast_product_is_the_converter_bit_for_bit(tmp_path, kind):
-    bank, _ = load_converters(make_converters(tmp_path / "c.pt", kind))
-    x, out = student_rows(33), torch.empty(33, E)
-    convert_into(bank["t"], x, out)
-    assert torch.equal(out, bank["t"](x))
 
 
 def test_batches_fill_blocks_and_never_cross_their_ends():

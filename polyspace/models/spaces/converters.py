@@ -77,15 +77,6 @@ def dims_of(converter: Converter) -> tuple[int, int]:
     return linear.weight.shape[0], linear.weight.shape[1]
 
 
-@torch.inference_mode()
-def convert_into(converter: Converter, x: Float[Tensor, "B d"], out: Float[Tensor, "B e"]) -> None:
-    """`out` becomes converter(x), bit for bit, with fewer passes over memory."""
-    linear = converter.linear if isinstance(converter, ResidualMLP) else converter
-    torch.mm(x, linear.weight, out=out).add_(linear.bias)
-    if isinstance(converter, ResidualMLP):
-        out.add_(converter.mlp((x - converter.mean).div_(converter.std)) @ converter.back)
-
-
 def _ridge(fit: Moments, held_out: Moments) -> tuple[LinearConverter, dict[str, Any]]:
     ridge = fit_ridge(fit, held_out)
     return LinearConverter(ridge.weight, ridge.bias), {"penalty": ridge.penalty}

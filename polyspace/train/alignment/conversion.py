@@ -8,10 +8,12 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import numpy as np
 import torch
 
-from polyspace.models.spaces.converters import Converter, convert_into, dims_of
+from polyspace.models.spaces.converters import Converter, dims_of
+from polyspace.models.spaces.folded import FoldedConverter
 from polyspace.utils.array_file import ArrayReader, ArrayWriter
 from polyspace.utils.errors import UserError
-from polyspace.utils.overlap import DEPTH, overlapped
+from polyspace.utils.misc import torch_threads
+from polyspace.utils.overlap import AHEAD, overlapped
 
 Span = tuple[int, int]  # rows first … last, without the last
 
@@ -30,6 +32,9 @@ def spans(rows: int, block: int, batch: int) -> Iterator[Span]:
 class Conversion:
     """Every row of `source` through `converter` to the end of `target`, which may hold the first rows already.
 
+    As many threads as torch has convert a batch each, alone: threads that share one product wait for one another as
+    soon as one of them has to stand back for reading or writing. So the bits don't depend on their number.
+
     At the end of each block of `block` rows the file is synced, then `record(rows done, sha256 so far)` is called, both
     in a thread of their own while the next block goes on. With `digest` the source's bytes are summed as they are read,
     the rows that are done too, and another sum is an UnfitSource; so is a row with a number that isn't finite.
@@ -45,13 +50,14 @@ class Conversion:
         record: Callable[[int, str], None],
         digest: str | None = None,
     ) -> None:
-        self.source, self.target, self.converter = source, target, converter
+        self.source, self.target, self.converter = source, target, FoldedConverter(converter)
         self.block, self.batch, self.record, self.digest = block, batch, record, digest
         self.done = target.done
         d, e = dims_of(converter)
         most = min(batch, block, source.rows)
-        self._in = [torch.empty(most, d) for _ in range(DEPTH + 1)]
-        self._out = [torch.empty(most, e) for _ in range(DEPTH + 1)]
+        self.workers = torch.get_num_threads()
+        self._in = [torch.empty(most, d) for _ in range(self.workers + AHEAD)]
+        self._out = [torch.empty(most, e) for _ in range(self.workers + AHEAD)]
         self._sum = hashlib.sha256()
         self._syncing: Future[None] = Future()
         self._syncing.set_result(None)
@@ -62,8 +68,8 @@ class Conversion:
             self._sum.update(self.source.head())
         every = spans(self.source.rows, self.block, self.batch)
         wanted = (s for s in every if self.digest is not None or not self._is_done(s))
-        through = overlapped(wanted, self._read, self._work, self._write)
-        with ThreadPoolExecutor(1, "sync") as self._syncer, contextlib.closing(through):
+        through = overlapped(wanted, self._read, self._work, self._write, self.workers)
+        with torch_threads(1), ThreadPoolExecutor(1, "sync") as self._syncer, contextlib.closing(through):
             for span in through:
                 if not self._is_done(span):
                     step(span[1] - span[0])
@@ -87,7 +93,7 @@ class Conversion:
     def _work(self, span: Span, slot: int) -> None:
         if not self._is_done(span):
             rows = span[1] - span[0]
-            convert_into(self.converter, self._in[slot][:rows], self._out[slot][:rows])
+            self.converter.into(self._in[slot][:rows], self._out[slot][:rows])
 
     def _write(self, span: Span, slot: int) -> None:
         if self._is_done(span):

@@ -1,6 +1,6 @@
 """What each converter and each loss is worth on the demo's features, and what fusion is worth with few labels.
 
-    polyspace demo --out outputs/demo
+    polyspace demo --out outputs/demo          (and with --student vjepa2)
     python bench/alignment.py --demo outputs/demo --out docs/results/demo.json
 
 Converters are fitted on the demo's training clips and scored on its validation clips, which nothing was chosen on.
@@ -21,11 +21,11 @@ from typing import Any
 import torch
 from alignment_page import write_page
 
+from polyspace.commands.demo import DATASET, DemoConfig, alignment_lines
 from polyspace.data.feature_store import FeatureStore
 from polyspace.models.spaces.converters import load_converters
 from polyspace.train import labels_curve, train_converter
-from polyspace.train.demo import DemoConfig, assets, command_lines
-from polyspace.train.embedded.make import TASKS
+from polyspace.train.embedded.assets import TEACHERS, assets
 from polyspace.train.eval_downstream import translation_scores
 from polyspace.utils.checkpoint_io import write_json
 from polyspace.utils.log import say
@@ -39,7 +39,7 @@ SCORES = ("r2", "cosine", "cka_debiased", "knn_overlap")
 
 def converter_rows(demo: Path, work: Path, epochs: int, seeds: int) -> list[dict[str, Any]]:
     """A row for each teacher and each way to translate into its space: means over seeds (held-out videos, weights)."""
-    train, scored = (FeatureStore(demo / "features" / f"features_hmdb51_{s}.json") for s in ("train", "validation"))
+    train, scored = (FeatureStore(demo / "features" / f"features_{DATASET}_{s}.json") for s in ("train", "validation"))
     teachers = [name for name in train.spaces if name != train.student]
     rows = []
     for name in teachers:
@@ -63,13 +63,19 @@ def converter_rows(demo: Path, work: Path, epochs: int, seeds: int) -> list[dict
     return sorted(rows, key=lambda r: teachers.index(r["teacher"]))
 
 
-def curve(demo: Path, work: Path, seeds: int) -> dict[str, Any]:
+def curve(demo: Path, student: Any, work: Path, seeds: int) -> dict[str, Any]:
     """The labels curve on the demo's features and converters."""
-    words = shlex.split(command_lines(DemoConfig(out=demo))[-1][1])
+    words = shlex.split(alignment_lines(DemoConfig(out=demo, student=student))[-1][1])
     source = words[1 : words.index("--seeds")]
     if labels_curve.main([*source, "--out", str(work / "curve"), "--seeds", str(seeds)]):
         raise SystemExit("labels-curve failed")
-    return json.loads((work / "curve" / "labels_curve_hmdb51_validation.json").read_text())
+    return json.loads((work / "curve" / f"labels_curve_{DATASET}_validation.json").read_text())
+
+
+def language(demo: Path) -> dict[str, Any] | None:
+    """What the demo's language phase ended with, where it has one."""
+    path = demo / "run" / "pipeline_manifest.json"
+    return json.loads(path.read_text())["phases"]["language"]["last"] if path.is_file() else None
 
 
 def main() -> None:
@@ -81,17 +87,20 @@ def main() -> None:
     parser.add_argument("--fits", type=int, default=3, help="fits of each converter, with other held-out videos")
     parser.add_argument("--seeds", type=int, default=10)
     args = parser.parse_args()
+    evaluation = json.loads((args.demo / "fusion" / f"eval_{DATASET}_validation.json").read_text())
     rows = converter_rows(args.demo, args.work, args.epochs, args.fits)
-    points = curve(args.demo, args.work, args.seeds)
+    points = curve(args.demo, evaluation["student"], args.work, args.seeds)
     machine = {"platform": platform.platform(), "cpus": os.cpu_count(), "torch": torch.__version__}
     head = {"command": "python " + " ".join(sys.argv), "date": datetime.date.today().isoformat(), "machine": machine}
-    evaluation = json.loads((args.demo / "fusion" / "eval_hmdb51_validation.json").read_text())
+    names = (evaluation["student"], *TEACHERS)
     found = head | {
         "demo_command": shlex.join(["polyspace", *evaluation["run"]["argv"][1:]]),
         "epochs": args.epochs,
-        "backbones": {n: json.loads((assets() / n / "about.json").read_text()) for n in TASKS},
+        "backbones": {n: json.loads((assets() / n / "about.json").read_text()) for n in names},
         "converters": rows,
         "evaluation": {k: evaluation[k] for k in KEPT.split()},
+        "moved": json.loads((args.demo / "indexes" / TEACHERS[0] / "index.json").read_text())["translated"]["expected"],
+        "language": language(args.demo),
         "labels_curve": {k: points[k] for k in ("clips", "chance", "seeds", "points")},
     }
     write_json(args.out, found)

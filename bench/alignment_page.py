@@ -43,6 +43,27 @@ def likeness_rows(cka: dict[str, Any]) -> list[list[str]]:
     return [[a, *(f"{v:.3f}" for v in row)] for a, row in zip(cka["spaces"], cka["debiased"], strict=True)]
 
 
+def use_lines(found: dict[str, Any]) -> list[str]:
+    """What text and the moved index are worth, a sentence each."""
+    said, moved = found["language"], found["moved"]
+    text = "No text: the student is not our own."
+    if said is not None:
+        text = (
+            f"Among {said['retrieved_among']} captions of validation clips R@1 / R@5 / R@10 are "
+            + " / ".join(f"{said[f'text_to_video_r{k}']:.3f}" for k in (1, 5, 10))
+            + " from text to video, "
+            + " / ".join(f"{said[f'video_to_text_r{k}']:.3f}" for k in (1, 5, 10))
+            + " from video to text."
+        )
+    return [
+        text,
+        "",
+        f"An index in the space of VideoMAE, converted from the student's: {moved['lost_variance']:.1%} of its "
+        f"variance lost, cosine {moved['cosine']:.3f}, {moved['knn_overlap']:.1%} of ten nearest neighbours the same "
+        f"({moved['held_out']} held-out clips).",
+    ]
+
+
 def page(found: dict[str, Any]) -> str:
     """The whole page as Markdown."""
     result, machine = found["evaluation"], found["machine"]
@@ -100,6 +121,10 @@ def page(found: dict[str, Any]) -> str:
         labels_words(found["labels_curve"]),
         "",
         *table(labels_rows(found["labels_curve"]), labels_columns(found["labels_curve"])),
+        "",
+        "## Search by words, and an index that was moved",
+        "",
+        *use_lines(found),
         "",
         "## Cost",
         "",

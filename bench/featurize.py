@@ -28,7 +28,7 @@ from polyspace.data.featurize import FeaturizeConfig, featurize, forward_of, ope
 from polyspace.data.sampling import Sampling, segment_indices
 from polyspace.data.synthetic import SyntheticConfig, generate
 from polyspace.data.transforms import prepare
-from polyspace.train.demo import assets
+from polyspace.train.embedded.assets import assets
 from polyspace.train.embedded.make import TASKS
 from polyspace.utils.checkpoint_io import write_json
 from polyspace.utils.log import quiet_libraries, table

@@ -21,7 +21,7 @@ from polyspace.models.spaces.converters import load_converters
 from polyspace.models.vjepa.saved import find_encoder, make_encoder, read_encoder, save_encoder
 from polyspace.train import train_converter
 from polyspace.train.alignment.retained import retained_table
-from polyspace.train.demo import TEACHERS, assets
+from polyspace.train.embedded.assets import TEACHERS, assets
 from polyspace.train.embedded.clips import FRAMES, RENDERED
 from polyspace.train.run import RunConfig, run
 from polyspace.utils.checkpoint_io import write_json, write_text

@@ -21,8 +21,10 @@ VERBS = {
     "bundle": ("polyspace.bundle.gather", "student, converters and heads in one folder that polyspace.load reads"),
     "export": ("polyspace.bundle.export", "a bundle's encoder as a torch.export program, its converters as ONNX"),
     "labels-curve": ("polyspace.train.labels_curve", "fusion and student only on shares of the labels, over seeds"),
-    "demo": ("polyspace.train.demo", "the whole job on generated clips, with a report"),
-    "make-backbones": ("polyspace.train.embedded.make", "train the demo's four small backbones from nothing"),
+    "index": ("polyspace.commands.index", "videos -> a feature index of any space that a bundle serves"),
+    "search": ("polyspace.commands.search", "the clips of an index most like a sentence or a video"),
+    "demo": ("polyspace.commands.demo", "the whole job on generated clips, with a report"),
+    "make-backbones": ("polyspace.train.embedded.make", "train the demo's five small backbones from nothing"),
     "doctor": ("polyspace.doctor", "what is installed, found and missing on this machine"),
 }
 

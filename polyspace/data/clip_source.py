@@ -24,6 +24,7 @@ from polyspace.data.sampling import Sampling
 from polyspace.data.transforms import crop_at, normalize, random_crop, resize, resized_shape
 from polyspace.data.video import VideoError
 from polyspace.utils.checkpoint_io import read_json, write_json
+from polyspace.utils.distrib import gather_objects, is_main, rank
 from polyspace.utils.errors import UserError
 from polyspace.utils.log import warn
 from polyspace.utils.plan import Plan
@@ -89,7 +90,8 @@ class FileClips:
     """Video files, decoded by `workers` processes one update ahead (0: here, when asked for).
 
     A clip that can't be read is left out of its batch, reported once, and never replaced by another; more than
-    `max_failed` of all clips stop the run. With a file for `notes` that is so across restarts too. With a `seed`, every
+    `max_failed` of all clips stop the run. With a file for `notes` that is so across restarts too (beside it lie those
+    of other ranks, each of which reads clips of its own). With a `seed`, every
     visit has frames and a crop of its own, a function of seed and visit; without, always the middle ones.
     """
 
@@ -106,8 +108,11 @@ class FileClips:
         self.records, self.plan, self.sampling = list(records), plan, sampling
         self.max_failed, self.notes, self.seed = max_failed, notes, seed
         self.failed: dict[str, str] = {}
-        if notes is not None and notes.is_file():
-            self.failed |= read_json(notes, "list of unreadable clips")
+        if notes is not None:
+            for known in (notes, *sorted(notes.parent.glob(f"{notes.stem}.rank*.json"))):
+                self.failed |= read_json(known, "list of unreadable clips") if known.is_file() else {}
+            if not is_main():
+                self.notes = notes.with_suffix(f".rank{rank()}.json")
         self._ahead: dict[int, Future[np.ndarray]] = {}
         self._pool = ProcessPoolExecutor(workers, get_context("spawn"), _ready_worker) if workers else None
 
@@ -189,6 +194,12 @@ class FileClips:
     def close(self) -> None:
         if self._pool is not None:
             self._pool.shutdown(wait=False, cancel_futures=True)
+
+
+def all_failed(*sources: ClipSource) -> dict[str, str]:
+    """What no rank could read of these, and why."""
+    mine = {k: v for source in sources for k, v in source.failed.items()}
+    return {k: v for failed in gather_objects(mine) for k, v in failed.items()}
 
 
 def read_clip(path: Path, plan: Plan, sampling: Sampling, draw: int | None = None) -> np.ndarray:

@@ -152,12 +152,12 @@ class TwoTowers(nn.Module):
         self.pool = TokenPool(video_dim, heads)
         self.video = Mlp(video_dim, 2 * dim, dim)
         self.text = Mlp(text_dim, 2 * dim, dim)
-        self.log_temperature = nn.Parameter(torch.tensor(temperature).log())
+        self.log_temperature = nn.Parameter(torch.tensor([temperature]).log())  # (1,): engines can cut it
 
     @property
     def temperature(self) -> Float[Tensor, ""]:
         """Clamped; the gradient comes back through the clamp, so that it never stays at an end."""
-        t = self.log_temperature.exp()
+        t = self.log_temperature[0].exp()
         return t + (t.clamp(0.01, 1.0) - t).detach()
 
     def embed_video(self, tokens: Float[Tensor, "B M D"], valid: Bool[Tensor, "B M"] | None) -> Float[Tensor, "B E"]:

@@ -8,7 +8,7 @@ from polyspace.train.language_align import check_language, run_language
 from polyspace.train.pretrain import run_pretrain
 from polyspace.train.probe_train import check_probe, run_probe
 
-# name -> (RunConfig, folder, device) -> what the pipeline manifest says about it
+# name -> (RunConfig, folder, Machine) -> what the pipeline manifest says about it
 PHASES: dict[str, Callable[..., dict[str, Any]]] = {
     "pretrain": run_pretrain,
     "language": run_language,

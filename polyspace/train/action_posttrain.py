@@ -26,7 +26,9 @@ from polyspace.train.downstream.episodes import (
     encode_views,
 )
 from polyspace.train.downstream.world import ActionConfig, ActionPhase
+from polyspace.train.machine import Machine
 from polyspace.utils.checkpoint_io import load_strict, load_tensors, read_json, save_tensors, sha256_file, write_json
+from polyspace.utils.distrib import once
 from polyspace.utils.errors import UserError
 from polyspace.utils.log import say
 
@@ -58,7 +60,7 @@ def check_action(config: Any) -> None:
         raise UserError(f"action.episodes.root {c.episodes.root} does not exist")
 
 
-def run_action(config: Any, folder: Path, device: torch.device) -> dict[str, Any]:
+def run_action(config: Any, folder: Path, machine: Machine) -> dict[str, Any]:
     """Train the world model and write action.json and action.safetensors; returns the manifest's entry."""
     c: ActionConfig = config.action
     start = load_start(config, "action")
@@ -71,19 +73,24 @@ def run_action(config: Any, folder: Path, device: torch.device) -> dict[str, Any
         check_actions(views, c.action_dim)
     about = train.about | {"clips": len(train), "held_out": len(held), "held_out_names": held.names[:20]}
     say(f"action: {len(train)} episodes ({about['source']}), {len(held)} held out, encoder of {start.folder}")
+    device = machine.device
     world = build_world(start, c).to(device)
     scale = torch.cat(train.actions).std(0)
     world.predictor.scale.copy_(torch.where(scale > 1e-8, scale, 1.0))
     items, phase = latent_phase(world, c, train, held, start, size, device)
     depends = {"data": about, "encoder": start.sha256, "action": c.model_dump(mode="json")}
-    first, last = fit_phase("action", phase, items, c, config.seed, folder, device, depends)
-    files = save_action(folder, phase, c, start, size)
+    first, last = fit_phase("action", phase, items, c, config.seed, folder, machine, depends)
     other = last.get("gain_other_actions")
     told = "" if other is None else f" ({_side(other)} when told another episode's actions)"
     say(f"action: energy {_side(last['gain'])} copying the last frame's over {c.horizon} steps{told}")
     names = {"gain": f"over {c.horizon} steps", "gain_one_step": "one step", "gain_other_actions": "other actions"}
-    pictures = curves(folder, names, "share of the copied frame's energy saved")
-    return entry(folder, start, files, about, first, last) | {"pictures": pictures}
+
+    def written() -> dict[str, Any]:
+        files = save_action(folder, phase, c, start, size)
+        pictures = curves(folder, names, "share of the copied frame's energy saved")
+        return entry(folder, start, files, about, first, last) | {"pictures": pictures}
+
+    return once(written)
 
 
 def _side(gain: float) -> str:

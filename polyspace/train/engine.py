@@ -5,6 +5,7 @@ statistics sum over ranks with gradient (utils/distrib.py), others are means tha
 context group, which hold the same clips, each have the gradient of their part of the tokens times their number.
 """
 
+import inspect
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import fields, replace
 from pathlib import Path
@@ -15,6 +16,7 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from polyspace.data.batch import VideoBatch
+from polyspace.models.vjepa.predictor import share_tokens
 from polyspace.train.phase import Phase, StepOutput
 from polyspace.utils.checkpoint_io import load_strict
 from polyspace.utils.distrib import statistics_over
@@ -71,7 +73,7 @@ class PlainEngine:
         and whether it counted. `clips`: how many all ranks' batches hold together; None where this is the only one."""
         for group in self.optimizer.param_groups:
             group["lr"] = lr
-        self.optimizer.zero_grad(set_to_none=True)
+        self.zero_grad()
         total: Tensor | float = 0.0
         metrics: dict[str, list[Tensor]] = {}
         clips = clips or sum(len(batch) for batch in batches)
@@ -80,7 +82,7 @@ class PlainEngine:
             with self.micro_batch(number + 1 == len(batches)):
                 with statistics_over(self.world.data or "all"), self.autocast():
                     output = self.module(self.cast(batch))
-                (output.loss * share).backward()
+                self.backward(output.loss * share)
             total = total + output.loss.detach() * share
             for name, value in output.metrics.items():
                 metrics.setdefault(name, []).append(value)
@@ -89,6 +91,13 @@ class PlainEngine:
         norm, sound = self.step(total)
         means = {name: torch.stack(values).mean() for name, values in metrics.items()}
         return StepOutput(total, means | {"grad_norm": norm}), sound
+
+    def zero_grad(self) -> None:
+        self.optimizer.zero_grad(set_to_none=True)
+
+    def backward(self, loss: Tensor) -> None:
+        """Of one micro-batch's loss, weighed."""
+        loss.backward()
 
     def micro_batch(self, last: bool) -> AbstractContextManager[None]:
         """Around forward and backward of each micro-batch; ranks need to talk at the last one only."""
@@ -148,7 +157,8 @@ class PlainEngine:
                 }
 
     def finish(self) -> None:
-        """After the last update: the phase is whole on every rank."""
+        """After the last update: the phase is whole on every rank, and each works by itself."""
+        share_tokens(self.phase, None)
 
 
 class DDPEngine(PlainEngine):
@@ -157,9 +167,10 @@ class DDPEngine(PlainEngine):
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
         ids = [self.device.index] if self.device.type == "cuda" else None
-        self.module = DistributedDataParallel(
-            self.phase, device_ids=ids, broadcast_buffers=False, find_unused_parameters=True
-        )
+        known = inspect.signature(DistributedDataParallel).parameters
+        buffers = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
+        options = {"device_ids": ids, "find_unused_parameters": True, buffers: False}
+        self.module = DistributedDataParallel(self.phase, **options)
 
     def micro_batch(self, last: bool) -> AbstractContextManager[None]:
         assert isinstance(self.module, DistributedDataParallel)

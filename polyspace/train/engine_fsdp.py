@@ -1,18 +1,12 @@
-"""FSDP2: parameters, gradients and optimizer state in parts, one on each rank; whole only while they are used.
-
-Single numbers (a threshold, a temperature) can't be cut: every rank has them, and their gradients are averaged here.
-"""
+"""FSDP2: parameters, gradients and optimizer state in parts, one on each rank; whole only while they are used."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import torch
-import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor, distribute_tensor
-from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from polyspace.models.layers import Block
 from polyspace.train.engine import PlainEngine, whole
@@ -27,7 +21,7 @@ def shard(phase: Phase, world: World) -> Phase:
     for module in phase.modules():
         if isinstance(module, Block):
             fully_shard(module, mesh=mesh)
-    fully_shard(phase, mesh=mesh, ignored_params={p for p in phase.parameters() if p.ndim == 0})
+    fully_shard(phase, mesh=mesh)
     register_fsdp_forward_method(phase, "evaluate")
     return phase
 
@@ -43,25 +37,6 @@ class FSDPEngine(PlainEngine):
         self.phase.set_requires_gradient_sync(last)
         yield
 
-    def step(self, total: Tensor) -> tuple[Tensor, bool]:
-        params = [p for g in self.optimizer.param_groups for p in g["params"] if p.grad is not None]
-        parts = [p for p in params if isinstance(p, DTensor)]
-        single = [p for p in params if not isinstance(p, DTensor)]
-        for p in single:
-            assert p.grad is not None
-            dist.all_reduce(p.grad)
-            p.grad /= dist.get_world_size()
-        norms = [
-            whole(get_total_norm([p.grad for p in some if p.grad is not None])) for some in (parts, single) if some
-        ]
-        norm = torch.stack(norms).norm()
-        sound = bool(torch.isfinite(total) & torch.isfinite(norm))
-        if sound:
-            for some in (parts, single):
-                clip_grads_with_norm_(some, self.clip_norm or float("inf"), norm)
-            self.optimizer.step()
-        return norm, sound
-
     def load_state(self, model: dict[str, Tensor], optimizer: dict[str, Tensor], where: Path) -> None:
         """Parts as they are; whole tensors are cut."""
         own = self.phase.state_dict()
@@ -73,10 +48,29 @@ class FSDPEngine(PlainEngine):
         super().load_state({k: cut(v, own[k]) if k in own else v for k, v in model.items()}, optimizer, where)
 
     def finish(self) -> None:
-        for module in self.phase.modules():
-            if isinstance(module, FSDPModule):
-                module.unshard()
-                module.set_reshard_after_forward(False, recurse=False)
+        super().finish()
+        unshard(self.phase)
+
+
+def unshard(phase: Phase) -> None:
+    """Undo `shard` in place: every rank has whole, plain parameters in modules of their own classes, which any one of
+    them can save or use without the others. torch has no way back of its own."""
+    whole_ones = {name: whole(p.detach()) for name, p in phase.named_parameters()}
+    for path, module in phase.named_modules():
+        if isinstance(module, FSDPModule):
+            module.__class__ = type(module).__bases__[1]  # FSDPBlock is (FSDPModule, Block)
+        for hooks in (
+            module._forward_pre_hooks,
+            module._forward_hooks,
+            module._state_dict_pre_hooks,
+            module._load_state_dict_pre_hooks,
+        ):
+            hooks.clear()  # all of them are FSDP's: the house has none
+        for name, parameter in list(module._parameters.items()):
+            if parameter is not None:
+                value = whole_ones[f"{path}.{name}" if path else name]
+                module._parameters[name] = nn.Parameter(value, parameter.requires_grad)
+    del phase.__dict__["evaluate"]
 
 
 def cut(value: Tensor, like: Tensor) -> Tensor:

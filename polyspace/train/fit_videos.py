@@ -67,6 +67,7 @@ def run_config(config: FitConfig, found: VideoDataset, phases: list[str], listed
         "sequence": ",".join(phases),
         "seed": config.seed,
         "device": config.device,
+        "precision": "bf16" if gpu else "fp32",
         "init_from": config.init_from,
         "data": {
             "dataset": "videofolder",
@@ -77,7 +78,7 @@ def run_config(config: FitConfig, found: VideoDataset, phases: list[str], listed
             "workers": config.workers,
         },
         "encoder": {} if config.init_from else {"preset": preset},
-        "pretrain": {"steps": config.steps or (20_000 if gpu else 2000), "batch": batch, "amp": gpu},
+        "pretrain": {"steps": config.steps or (20_000 if gpu else 2000), "batch": batch},
         "language": {"batch": heads, "skip_uncaptioned": True, "steps": 600},
         "probe": {"batch": heads},
     }

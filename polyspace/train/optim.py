@@ -35,7 +35,6 @@ def build_adamw(module: nn.Module, lr: float, weight_decay: float) -> torch.opti
     trained = [p for p in module.parameters() if p.requires_grad]
     groups = [
         {"params": [p for p in trained if p.ndim >= 2], "weight_decay": weight_decay},
-        {"params": [p for p in trained if p.ndim == 1], "weight_decay": 0.0},
-        {"params": [p for p in trained if p.ndim == 0], "weight_decay": 0.0},  # alone: these are never cut in parts
+        {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
     ]
     return torch.optim.AdamW([g for g in groups if g["params"]], lr=lr, betas=(0.9, 0.98), fused=True)

@@ -6,20 +6,21 @@ from typing import Any
 
 import torch
 
+from polyspace.data.clip_source import all_failed
 from polyspace.models.vjepa.predictor import Predictor
 from polyspace.models.vjepa.saved import save_encoder
 from polyspace.models.vjepa.vit import HNetViT, TubeletViT
 from polyspace.report.chunk_figures import Look, write_pictures
-from polyspace.train.clips import build_source, check_clips, input_of
+from polyspace.train.clips import Source, build_source, check_clips, input_of
 from polyspace.train.encoders import build_encoder, encoder_values, recipe
-from polyspace.train.engine import PlainEngine
 from polyspace.train.loop import fit
-from polyspace.train.optim import build_adamw
+from polyspace.train.machine import Machine
 from polyspace.train.settings import fit_settings
 from polyspace.train.vjepa.jepa import JepaPhase, JepaSettings, Weights
 from polyspace.train.vjepa.masking import MaskPlan
 from polyspace.train.vjepa.pretrain_config import PretrainConfig
 from polyspace.utils.checkpoint_io import sha256_file
+from polyspace.utils.distrib import once
 from polyspace.utils.errors import UserError
 from polyspace.utils.flops import num_params
 from polyspace.utils.log import say
@@ -50,12 +51,12 @@ def build_phase(encoder: HNetViT | TubeletViT, config: PretrainConfig, seed: int
         target_layers=c.target_layers or layers,
         chunk_weight_until=c.chunk_weight_until,
         energy=c.energy,
+        still=c.still,
         ema=c.ema,
         budgets=c.budgets,
         budget_share=c.budget_share,
         region_share=c.region_share,
         monitor_every=c.log_every,
-        amp=c.amp,
     )
     for key in ("budgets", "region_share", "entropy_weight", "boundary_weight"):
         if isinstance(encoder, TubeletViT) and getattr(c, key):
@@ -85,7 +86,7 @@ def looks_at(encoder: HNetViT | TubeletViT, clips: torch.Tensor) -> list[Look]:
     return out
 
 
-def run_pretrain(config: Any, folder: Path, device: torch.device) -> dict[str, Any]:
+def run_pretrain(config: Any, folder: Path, machine: Machine) -> dict[str, Any]:
     """Train from where it stopped, write the target encoder and the pictures; returns the manifest's entry."""
     encoder = build_encoder(config.encoder)
     c: PretrainConfig = config.pretrain
@@ -93,36 +94,45 @@ def run_pretrain(config: Any, folder: Path, device: torch.device) -> dict[str, A
     check_clips(config.data, encoder, c.future_share)
     source, about = build_source(config.data, config.seed, folder)
     say(f"pretrain: {about['clips']} clips ({about['dataset']}), {num_params(encoder) / 1e6:.2f} M parameters")
-    engine = PlainEngine(phase, build_adamw(phase, c.lr, c.weight_decay), device, c.clip_norm)
     data = config.data.model_dump(mode="json", exclude={"workers", "max_failed"})
     depends = {"data": data | about, "encoder": encoder_values(config.encoder), "pretrain": c.model_dump(mode="json")}
     try:
         metrics = fit(
-            engine,
+            machine.engine(phase, c),
             len(source),
             source.batch,
             fit_settings(c, config.seed),
             folder,
             name="pretrain",
-            about=depends,
+            about=depends | {"precision": machine.precision},
             prefetch=source.prefetch,
             visits=True,
         )
-        shown = source.first(4)
+        failed = all_failed(source)
+        return once(lambda: _written(config, folder, phase.target.model, about, source, machine.device)) | {
+            "failed": failed,
+            "last": metrics,
+        }
     finally:
         source.close()
-    save_encoder(folder, phase.target.model, recipe(config.encoder), about, input_of(config.data))
+
+
+def _written(
+    config: Any, folder: Path, encoder: Any, about: dict[str, Any], source: Source, device: torch.device
+) -> dict[str, Any]:
+    """Write encoder and pictures; what the manifest says of them."""
+    save_encoder(folder, encoder, recipe(config.encoder), about, input_of(config.data))
     log = folder / "metrics.jsonl"
     history = [json.loads(line) for line in log.read_text().splitlines()] if log.is_file() else []
-    looks = [] if shown is None else looks_at(phase.target.model, shown.to(device))
+    shown = source.first(4)
+    parameter = next(encoder.parameters())
+    looks = [] if shown is None else looks_at(encoder, shown.to(device, parameter.dtype))
     pictures = write_pictures(folder, history, shown, looks)
     encoder_file = folder / "encoder.safetensors"
     return {
         "checkpoint": str(folder / (folder / "latest").read_text().strip()),
         "sha256": {str(encoder_file): sha256_file(encoder_file)},
         "data": about,
-        "failed": source.failed,
         "first": history[0] if history else None,
-        "last": metrics,
         "pictures": [str(p) for p in pictures],
     }

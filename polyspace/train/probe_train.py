@@ -11,6 +11,7 @@ from torch import Tensor
 
 from polyspace.data.batch import VideoBatch
 from polyspace.data.captions import attribute_names
+from polyspace.data.clip_source import all_failed
 from polyspace.losses.energy import energy, global_mean
 from polyspace.models.heads import AttentiveHead, Pooling, WeighedHead
 from polyspace.models.vjepa.saved import make_encoder
@@ -30,7 +31,9 @@ from polyspace.train.downstream.common import (
 )
 from polyspace.train.downstream.saved_probe import save_probe
 from polyspace.train.downstream.tokens import TokenReader, Tokens, batches, encode_source
+from polyspace.train.machine import Machine
 from polyspace.train.phase import Phase, StepOutput
+from polyspace.utils.distrib import once
 from polyspace.utils.errors import UserError
 from polyspace.utils.log import say
 from polyspace.utils.metrics import average_precision, bootstrap_interval, top_k_hits
@@ -165,7 +168,7 @@ def check_probe(config: Any) -> None:
         raise UserError("probe.labels attributes are known of generated clips only; use class")
 
 
-def run_probe(config: Any, folder: Path, device: torch.device) -> dict[str, Any]:
+def run_probe(config: Any, folder: Path, machine: Machine) -> dict[str, Any]:
     """Train the probe, and its control on random features; writes probe.safetensors; returns the manifest's entry."""
     c: ProbeConfig = config.probe
     start = load_start(config, "probe")
@@ -176,32 +179,37 @@ def run_probe(config: Any, folder: Path, device: torch.device) -> dict[str, Any]
         config.data, config.seed, folder, start.scale, need="label", generated=sizes, cells=cells, kind=c.labels
     )
     try:
-        return _run(config, c, start, parts, folder, device)
+        return _run(config, c, start, parts, folder, machine)
     finally:
         parts.close()
 
 
-def _run(config: Any, c: ProbeConfig, start: Start, parts: Parts, folder: Path, device: torch.device) -> dict[str, Any]:
+def _run(config: Any, c: ProbeConfig, start: Start, parts: Parts, folder: Path, machine: Machine) -> dict[str, Any]:
     note("probe", start, parts.about)
     names = attribute_names() if c.labels == "attributes" else parts.classes
     depends = {"data": parts.about, "encoder": start.sha256, "probe": c.model_dump(mode="json")}
-    first, last, phase = train_probe(config, c, start.encoder, parts, len(names), folder, device, depends)
+    first, last, phase = train_probe(config, c, start.encoder, parts, len(names), folder, machine, depends)
     about = {"pooling": c.pooling, "loss": c.loss, "classes": names, "dim": start.encoder.dim} | link(folder, start)
-    file = save_probe(folder, phase.head, phase.mean, phase.std, about)
-    files = [file, *save_learned(folder, start, phase.reader.encoder, c.unfreeze)]
     key = "accuracy" if c.loss == "ce" else "mean_average_precision"
     control = None
     if c.control:
         torch.manual_seed(config.seed)
         random = make_encoder(start.values).eval()
-        _, control, _ = train_probe(config, c, random, parts, len(names), folder / "random_encoder", device, depends)
+        _, control, _ = train_probe(config, c, random, parts, len(names), folder / "random_encoder", machine, depends)
     beside = "" if control is None else f", {control[key]:.3f} on a random encoder"
     say(f"probe: {key.replace('_', ' ')} {last[key]:.3f} on {parts.about['held_out']} held-out clips{beside}")
-    return entry(folder, start, files, parts.about, first, last) | {
+    failed = all_failed(parts.train, parts.held)
+
+    def written() -> dict[str, Any]:
+        file = save_probe(folder, phase.head, phase.mean, phase.std, about)
+        files = [file, *save_learned(folder, start, phase.reader.encoder, c.unfreeze)]
+        pictures = curves(folder, {key: key.replace("_", " ")}, "held-out clips")
+        return entry(folder, start, files, parts.about, first, last) | {"pictures": pictures}
+
+    return once(written) | {
         "random_encoder": control,
         "chance": 1 / len(names) if c.loss == "ce" else None,
-        "pictures": curves(folder, {key: key.replace("_", " ")}, "held-out clips"),
-        "failed": parts.train.failed | parts.held.failed,
+        "failed": failed,
     }
 
 
@@ -212,12 +220,13 @@ def train_probe(
     parts: Parts,
     classes: int,
     folder: Path,
-    device: torch.device,
+    machine: Machine,
     depends: dict[str, Any],
 ) -> tuple[dict[str, Any], dict[str, Any], ProbePhase]:
     """Held-out metrics before and after, and the trained phase."""
     source: Any = parts.train
     held: Any = parts.held
+    device = machine.device
     cached: Any = encode_source(
         encoder, parts.train, device, "probe", float("inf") if c.unfreeze != "none" else c.cache_gib
     )
@@ -233,5 +242,5 @@ def train_probe(
         phase.mean.copy_(rows.mean(0))
         phase.std.copy_(rows.std(0).clamp_min(1e-6))
     prefetch = None if source is cached else parts.train.prefetch
-    first, last = fit_phase("probe", phase.to(device), source, c, config.seed, folder, device, depends, prefetch)
+    first, last = fit_phase("probe", phase.to(device), source, c, config.seed, folder, machine, depends, prefetch)
     return first, last, phase

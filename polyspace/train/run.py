@@ -4,7 +4,7 @@ import time
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field
 
@@ -15,13 +15,14 @@ from polyspace.train.action_posttrain import ActionConfig
 from polyspace.train.downstream.common import encoder_folder
 from polyspace.train.encoders import EncoderConfig
 from polyspace.train.language_align import LanguageConfig
+from polyspace.train.machine import describe, make_machine
 from polyspace.train.probe_train import ProbeConfig
 from polyspace.train.vjepa.pretrain_config import DataConfig, PretrainConfig
 from polyspace.utils.checkpoint_io import read_json, sha256_file, sha256_json, try_writing, write_json
-from polyspace.utils.distrib import world_size
+from polyspace.utils.distrib import initialize, is_distributed, lost_ranks, once, shutdown
 from polyspace.utils.errors import UserError, did_you_mean
 from polyspace.utils.log import say
-from polyspace.utils.misc import get_device, set_seed
+from polyspace.utils.misc import set_seed
 from polyspace.utils.run_info import run_info
 
 
@@ -32,6 +33,12 @@ class RunConfig(Config):
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
     init_from: Path | None = Field(None, description="folder of an encoder, or of a run with one, to start from")
     local_rank: int | None = Field(None, description="added by some launchers; the environment decides")
+    engine: Literal["auto", "ddp", "fsdp"] = Field("auto", description="how several processes work together; auto: ddp")
+    use_deepspeed: int = Field(0, ge=0, le=1, description="1: DeepSpeed ZeRO, started by its launcher or torchrun")
+    deepspeed_config: Path | None = Field(None, description="DeepSpeed's JSON file")
+    precision: Literal["fp32", "bf16", "fp64"] = Field("fp32", description="bf16: autocast; fp64: for comparisons")
+    context: int = Field(1, ge=1, description="ranks that share the tokens of the same clips (ring attention)")
+    timeout: float = Field(30.0, gt=0, description="minutes after which a rank that does not answer is given up")
     data: DataConfig = Field(default_factory=partial(validate, DataConfig, {}))
     encoder: EncoderConfig = Field(default_factory=partial(validate, EncoderConfig, {}))
     pretrain: PretrainConfig = Field(default_factory=partial(validate, PretrainConfig, {}))
@@ -57,7 +64,7 @@ def phases_of(sequence: str) -> list[str]:
 def config_hash(config: RunConfig, phase: str) -> str:
     """Of everything that the phase's result depends on, the encoder that it starts from included."""
     values = config.model_dump(mode="json")
-    parts = {key: values[key] for key in ("seed", "data", "encoder", phase)}
+    parts = {key: values[key] for key in ("seed", "data", "encoder", "precision", phase)}
     if phase != "pretrain":
         folder = encoder_folder(getattr(config, phase).init_from or config.init_from, config.work_dir, phase)
         parts["from"] = read_json(folder / "encoder.json", "encoder")["sha256"]
@@ -77,32 +84,46 @@ def check(config: RunConfig, names: Sequence[str]) -> None:
 def run(config: RunConfig) -> dict[str, Any]:
     """Run what is not finished yet and return the manifest, which is written after every phase."""
     names = phases_of(config.sequence)
-    if world_size() > 1:
-        raise UserError("main.py runs on one process; several ranks would each run the whole job in the same folder")
-    device = get_device(config.device)
+    engine = "deepspeed" if config.use_deepspeed else config.engine
+    machine = make_machine(config.device, engine, config.precision, config.context, config.deepspeed_config)
     check(config, names)
+    manifest = once(lambda: _begin(config))
+    if is_distributed():
+        say(describe(machine))
+    for name in names:
+        identity = config_hash(config, name)
+        done = manifest["phases"].get(name)
+        if once(partial(_finished, done, identity)):
+            say(f"{name}: finished before ({done['checkpoint']})")
+            continue
+        set_seed(config.seed)
+        start = time.monotonic()
+        result = PHASES[name](config, config.work_dir / name, machine)
+        manifest["phases"][name] = result | {
+            "config_hash": identity,
+            "seconds": round(time.monotonic() - start, 1),
+        }
+        once(partial(_record, config, manifest))
+    return manifest
+
+
+def _begin(config: RunConfig) -> dict[str, Any]:
+    """The run's folder, with run.json; its manifest as it is so far."""
     try_writing(config.work_dir)
     about = config.work_dir / "run.json"
     if not about.is_file():  # a killed first run leaves it too
         write_json(about, run_info("train", config))
     path = config.work_dir / "pipeline_manifest.json"
-    manifest: dict[str, Any] = read_json(path, "pipeline manifest") if path.is_file() else {"version": 1, "phases": {}}
-    for name in names:
-        identity = config_hash(config, name)
-        done = manifest["phases"].get(name)
-        if done is not None and done["config_hash"] == identity and _intact(done):
-            say(f"{name}: finished before ({done['checkpoint']})")
-            continue
-        set_seed(config.seed)
-        start = time.monotonic()
-        result = PHASES[name](config, config.work_dir / name, device)
-        manifest["phases"][name] = result | {
-            "config_hash": identity,
-            "seconds": round(time.monotonic() - start, 1),
-        }
-        write_json(path, manifest)
-        write_json(about, run_info("train", config))
-    return manifest
+    return read_json(path, "pipeline manifest") if path.is_file() else {"version": 1, "phases": {}}
+
+
+def _record(config: RunConfig, manifest: dict[str, Any]) -> None:
+    write_json(config.work_dir / "pipeline_manifest.json", manifest)
+    write_json(config.work_dir / "run.json", run_info("train", config))
+
+
+def _finished(done: dict[str, Any] | None, identity: str) -> bool:
+    return done is not None and done["config_hash"] == identity and _intact(done)
 
 
 def _intact(done: dict[str, Any]) -> bool:
@@ -120,6 +141,10 @@ def main(argv: Sequence[str]) -> int:
         about="Train H-Net V-JEPA phase by phase; without data, on generated clips with a small model.",
         example="python main.py --work_dir outputs --sequence pretrain,language,probe,action",
     )
-    manifest = run(config)
-    say(f"-> {write_pipeline_report(config.work_dir, manifest, 'PolySpace run', [])}")
+    initialize(60 * config.timeout)
+    with lost_ranks(config.timeout):
+        manifest = run(config)
+        page = once(lambda: write_pipeline_report(config.work_dir, manifest, "PolySpace run", []))
+    say(f"-> {page}")
+    shutdown()
     return 0

@@ -11,14 +11,17 @@ import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from polyspace.utils.errors import UserError
 from polyspace.utils.ring_attention import zigzag_ring_attention as zigzag_ring_attention
+
+T = TypeVar("T")
 
 
 def is_distributed() -> bool:
@@ -52,6 +55,24 @@ def initialize(timeout_s: float = 1800.0) -> None:
 def shutdown() -> None:
     if is_distributed():
         dist.destroy_process_group()
+
+
+_LOST = ("connection closed", "connection reset", "timed out", "timeout", "broken pipe", "gloo", "nccl")
+
+
+@contextmanager
+def lost_ranks(minutes: float) -> Iterator[None]:
+    """A UserError where a collective fails because another rank is gone."""
+    try:
+        yield
+    except RuntimeError as error:
+        gone = isinstance(error, dist.DistError) or any(word in str(error).lower() for word in _LOST)
+        if not is_distributed() or isinstance(error, UserError) or not gone:
+            raise
+        raise UserError(
+            f"rank {rank()}: another rank ended, or did not answer for {minutes:g} minutes; the same line goes on from "
+            f"the last checkpoint (--timeout sets how long to wait)"
+        ) from error
 
 
 def barrier() -> None:
@@ -105,30 +126,40 @@ def all_reduce_sum(x: Tensor) -> Tensor:
 
 
 class _ConcatAcrossRanks(torch.autograd.Function):
-    """Rows of all ranks in rank order (equal row counts); the gradient is summed over ranks, then cut."""
+    """Rows of all ranks in rank order; the gradient is summed over ranks, then cut."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, group: dist.ProcessGroup | None) -> Tensor:
-        parts = [torch.empty_like(x, memory_format=torch.contiguous_format) for _ in range(dist.get_world_size(group))]
-        dist.all_gather(parts, x.contiguous(), group)
-        ctx.rows, ctx.group = x.shape[0], group
-        return torch.cat(parts)
+    def forward(ctx: Any, x: Tensor, rows: list[int], group: dist.ProcessGroup | None) -> Tensor:
+        full = x.new_zeros(max(rows), *x.shape[1:])
+        full[: len(x)] = x
+        parts = [torch.empty_like(full) for _ in rows]
+        dist.all_gather(parts, full, group)
+        me = dist.get_rank(group)
+        ctx.start, ctx.rows, ctx.group = sum(rows[:me]), len(x), group
+        return torch.cat([part[:n] for part, n in zip(parts, rows, strict=True)])
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         grad = grad.clone(memory_format=torch.contiguous_format)
         dist.all_reduce(grad, group=ctx.group)
-        start = dist.get_rank(ctx.group) * ctx.rows
-        return grad[start : start + ctx.rows], None
+        return grad[ctx.start : ctx.start + ctx.rows], None, None
 
 
-def all_gather_cat(x: Tensor, group: dist.ProcessGroup | None = None) -> Tensor:
-    """(n, …) on each rank -> (world·n, …) in rank order, same dtype, differentiable; of all ranks, or a group's. Ranks
-    must agree on n."""
-    if group is not None:
-        return _ConcatAcrossRanks.apply(x, group)
-    several, group = _group_of_statistics()
-    return _ConcatAcrossRanks.apply(x, group) if several else x
+def _rows_of_all(x: Tensor, group: dist.ProcessGroup | None) -> list[int]:
+    mine = torch.tensor([len(x)], device=x.device)
+    every = [torch.empty_like(mine) for _ in range(dist.get_world_size(group))]
+    dist.all_gather(every, mine, group)
+    return [int(n) for n in torch.cat(every).tolist()]
+
+
+def all_gather_cat(x: Tensor, group: dist.ProcessGroup | None = None, *, equal: bool = False) -> Tensor:
+    """(n, …) on each rank -> (Σ n, …) in rank order, same dtype, differentiable; of all ranks, or a group's. Ranks may
+    have different n, as where one could not read a clip; with `equal` they promise not to, and need not ask."""
+    several, found = (True, group) if group is not None else _group_of_statistics()
+    if not several:
+        return x
+    rows = [len(x)] * dist.get_world_size(found) if equal else _rows_of_all(x, found)
+    return _ConcatAcrossRanks.apply(x, rows, found)
 
 
 def gather_objects(item: Any) -> list[Any]:
@@ -138,6 +169,20 @@ def gather_objects(item: Any) -> list[Any]:
     out: list[Any] = [None] * world_size()
     dist.all_gather_object(out, item)
     return out
+
+
+def agreed(item: T) -> T:
+    """The first rank's, on every rank."""
+    if not is_distributed():
+        return item
+    told = [item]
+    dist.broadcast_object_list(told, 0)
+    return told[0]
+
+
+def once(work: Callable[[], T]) -> T:
+    """Done by the first rank while the others wait; all have its result, something small."""
+    return agreed(work() if is_main() else None)  # type: ignore[return-value]
 
 
 def checkpoint_sequential(

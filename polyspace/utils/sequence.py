@@ -49,6 +49,6 @@ def unshard_sequence(
     if group is None or dist.get_world_size(group) == 1:
         return x.narrow(dim, 0, length)
     order = chunk_order(dist.get_world_size(group), layout)
-    chunks = all_gather_cat(x.movedim(dim, 0), group).chunk(len(order))
+    chunks = all_gather_cat(x.movedim(dim, 0), group, equal=True).chunk(len(order))
     whole = torch.cat([chunks[order.index(i)] for i in range(len(order))])
     return whole[:length].movedim(0, dim)

@@ -29,7 +29,7 @@ class BoundaryGate(nn.Module):
         self.look = nn.Linear(dim, dim)
         nn.init.orthogonal_(self.look.weight)
         nn.init.constant_(self.look.bias, contrast)
-        self.threshold, self.temperature = nn.Parameter(torch.tensor(threshold)), temperature
+        self.threshold, self.temperature = nn.Parameter(torch.tensor([threshold])), temperature  # (1,): can be cut
 
     def forward(self, x: Float[Tensor, "B V D"]) -> "Likeness":
         """Codes of the cells, to be compared by row."""
@@ -41,7 +41,7 @@ class BoundaryGate(nn.Module):
         return ((self.bound - alike) / self.temperature).sigmoid()
 
     @property
-    def bound(self) -> Float[Tensor, ""]:
+    def bound(self) -> Float[Tensor, "1"]:
         """θ, at most `HIGHEST`, with θ's gradient above that too, so that it finds its way back."""
         theta = wide(self.threshold)
         return theta - (theta - HIGHEST).clamp_min(0).detach()

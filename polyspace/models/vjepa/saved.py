@@ -10,6 +10,7 @@ from polyspace.models.vjepa.vit import HNetViT, TubeletViT
 from polyspace.utils.checkpoint_io import load_strict, load_tensors, read_json, save_tensors, sha256_file, write_json
 from polyspace.utils.errors import UserError, did_you_mean
 
+VERSION = 2  # 2: single numbers have a dim
 ARCHITECTURES: dict[str, type[HNetViT] | type[TubeletViT]] = {"hnet": HNetViT, "tubelet": TubeletViT}
 
 
@@ -36,7 +37,7 @@ def save_encoder(
 ) -> None:
     """`values` as for `make_encoder`; `data`: what it learned from; `input`: frames, size, mean, std."""
     save_tensors(folder / "encoder.safetensors", encoder.state_dict())
-    about = {"version": 1, "encoder": values, "data": data, "input": input}
+    about = {"version": VERSION, "encoder": values, "data": data, "input": input}
     write_json(folder / "encoder.json", about | {"sha256": sha256_file(folder / "encoder.safetensors")})
 
 
@@ -62,5 +63,8 @@ def load_encoder(folder: str | Path) -> HNetViT | TubeletViT:
     if sha256_file(file) != about["sha256"]:
         raise UserError(f"{file} is damaged: its sha256 is not the recorded one")
     encoder = make_encoder(about["encoder"], str(folder / "encoder.json"))
-    load_strict(encoder, load_tensors(file, "encoder"), folder)
+    state = load_tensors(file, "encoder")
+    if about.get("version") == 1:
+        state = {key: value.reshape(1) if value.ndim == 0 else value for key, value in state.items()}
+    load_strict(encoder, state, folder)
     return encoder.eval()

@@ -7,18 +7,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
 from pydantic import Field
 from torch import Tensor
 
 from polyspace.models.vjepa.saved import find_encoder, load_encoder, read_encoder, save_encoder
 from polyspace.models.vjepa.vit import HNetViT, TubeletViT
 from polyspace.report.figures import curves_figure
-from polyspace.train.engine import PlainEngine
 from polyspace.train.loop import fit
-from polyspace.train.optim import build_adamw
+from polyspace.train.machine import Machine
 from polyspace.train.phase import Phase
 from polyspace.train.settings import TrainingConfig, fit_settings
+from polyspace.utils import distrib
 from polyspace.utils.checkpoint_io import read_json, sha256_file, write_json
 from polyspace.utils.errors import UserError
 from polyspace.utils.log import say
@@ -81,7 +80,7 @@ def fit_phase(
     config: PhaseConfig,
     seed: int,
     folder: Path,
-    device: torch.device,
+    machine: Machine,
     depends: dict[str, Any],
     prefetch: Callable[[Tensor], None] | None = None,
 ) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -89,12 +88,13 @@ def fit_phase(
 
     `source` has len() and batch(visits)."""
     c = config
-    engine = PlainEngine(phase, build_adamw(phase, c.lr, c.weight_decay), device, c.clip_norm)
+    engine = machine.engine(phase, c)
     before = folder / "first.json"
-    if not before.is_file():
-        phase.eval()
-        with torch.no_grad():
-            write_json(before, {"step": 0, **phase.evaluate(0)})
+    if distrib.agreed(not before.is_file()):
+        scores = engine.evaluate(0)
+        if distrib.is_main():
+            write_json(before, {"step": 0, **scores})
+        distrib.barrier()
     settings = fit_settings(c, seed, c.eval_every or c.steps)
     last = fit(
         engine,
@@ -103,7 +103,7 @@ def fit_phase(
         settings,
         folder,
         name=name,
-        about=depends,
+        about=depends | {"precision": machine.precision},
         prefetch=prefetch,
         visits=prefetch is not None,
     )

@@ -13,6 +13,7 @@ from polyspace.models.vjepa.vit import HNetViT, TubeletViT
 from polyspace.train.downstream.common import Unfreeze
 from polyspace.utils.errors import UserError
 from polyspace.utils.log import Progress
+from polyspace.utils.misc import wide
 
 BLOCK = 32  # clips that are encoded at a time: part of what the bits depend on
 
@@ -53,7 +54,7 @@ class TokenReader(nn.Module):
     def forward(self, batch: VideoBatch) -> Tokens:
         if batch.features is not None and "tokens" in batch.features:
             assert batch.valid is not None
-            return Tokens(batch.features["tokens"].float(), batch.valid, batch.saliency)
+            return Tokens(wide(batch.features["tokens"]), batch.valid, batch.saliency)
         assert self.encoder is not None and batch.video is not None
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.unfreeze != "none"):
             encoded = self.encoder.encode(batch.video)

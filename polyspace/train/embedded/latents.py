@@ -19,14 +19,13 @@ from polyspace.models.ema import Ema
 from polyspace.models.hnet.encoder import cell_coords, pack_visible, take_rows
 from polyspace.models.layers import Mlp
 from polyspace.models.vjepa.predictor import Predictor
-from polyspace.train.embedded.clips import BINS, FRAMES, turns_bin
+from polyspace.train.embedded.clips import FRAMES
 from polyspace.train.embedded.phases import CHUNK, WIDTH, EmbeddedPhase, small_model
+from polyspace.train.embedded.scores import turn_scores
 from polyspace.train.phase import StepOutput
-from polyspace.train.probing import Part, linear_probe
 from polyspace.train.vjepa.masking import MaskPlan, Masks
-from polyspace.utils.monitor import effective_rank
+from polyspace.train.vjepa.questions import without_still
 
-LABELLED, CHOSEN = 512, 128  # held-out clips that the probe is fitted and chosen on; the others test it
 ENERGY: Kind = "l2"  # under l1 the best answer is the ground until a hit is likelier than not
 SPREAD = 4.0  # places count in quarter cells: on 3×3 cells the code of whole ones hardly tells neighbours apart
 
@@ -66,10 +65,7 @@ class LatentPhase(EmbeddedPhase):
         """What the target says of every cell: the mean of its input and all layers (data2vec, arXiv 2202.03555)."""
         every = encode(self.target.model, video)[0]
         known = torch.stack([F.layer_norm(x, (WIDTH,)) for x in every]).mean(0)
-        steps = known.unflatten(1, (self.backbone.grid[0], -1))  # (B,t·hw,D) -> (B,t,hw,D)
-        moving = (steps - 0.5 * steps.mean(1, keepdim=True)).flatten(1, 2)
-        moving = moving - moving.mean((0, 1))
-        return moving / moving.std().clamp_min(1e-6)
+        return without_still(known, self.backbone.grid[0], 0.5)
 
     def predict(self, video: Tensor, masks: Masks, goals: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """(visible cells, online tokens there, predictions, goals) of the cells asked for."""
@@ -92,13 +88,7 @@ class LatentPhase(EmbeddedPhase):
         assert self.held_out.video is not None and self.held_out.features is not None
         pooled = torch.cat([self.backbone(part).pooled for part in self.held_out.video.split(CHUNK)])
         turns = self.held_out.features["turns"]
-        return {
-            "skill": self.skill(self.held_out.video[: 2 * CHUNK]),
-            "turns_probe": probe(pooled, turns_bin(turns), BINS),
-            "speed_probe": probe(pooled, turns_bin(turns.abs()) - BINS // 2, BINS // 2),
-            "sense_probe": probe(pooled, (turns > 0).long(), 2),
-            "effective_rank": effective_rank(pooled).item(),
-        }
+        return {"skill": self.skill(self.held_out.video[: 2 * CHUNK])} | turn_scores(pooled, turns)
 
     def skill(self, video: Tensor) -> float:
         """1 − energy / energy of the best constant of each cell (the clips' mean), over all lengths of the past."""
@@ -131,10 +121,3 @@ def encode(
         x = layer(x, position_mask=index)[0]
         every.append(x)
     return every, encoder.layernorm(x)
-
-
-def probe(pooled: Float[Tensor, "N D"], label: Tensor, classes: int) -> float:
-    """Linear probe on mean tokens of clips held out of pretraining."""
-    sizes = [LABELLED, CHOSEN, len(label) - LABELLED - CHOSEN]
-    fit, choose, test = (Part(*rows) for rows in zip(pooled.split(sizes), label.split(sizes), strict=True))
-    return linear_probe(fit, choose, test, classes)

@@ -1,7 +1,7 @@
-"""`polyspace make-backbones`: the four small backbones that come with the package, trained from nothing.
+"""`polyspace make-backbones`: the five small backbones that come with the package, trained from nothing.
 
-Real transformers architectures at toy size (24×24 pixels), each with an objective of its own (`TASKS`), as the
-published ones have, so that their feature spaces differ in kind and not by chance alone.
+Our own H-Net V-JEPA and real transformers architectures at toy size (24×24 pixels), each with an objective of its own
+(`TASKS`), as the published ones have, so that their feature spaces differ in kind and not by chance alone.
 """
 
 import json
@@ -17,6 +17,7 @@ from torch import Tensor
 
 from polyspace.config import Config, parse, run_command
 from polyspace.data.batch import VideoBatch
+from polyspace.train.embedded.chunks import STEPS, ChunkPhase
 from polyspace.train.embedded.clips import StateClips, draw_clips, make_batch
 from polyspace.train.embedded.latents import LatentPhase
 from polyspace.train.embedded.phases import ClassPhase, EmbeddedPhase, PixelPhase
@@ -34,13 +35,14 @@ class Task:
     """What a backbone learns, in words; its phase; updates, clips an update and the peak rate."""
 
     says: str
-    build: Callable[[], EmbeddedPhase]
+    build: Callable[[], EmbeddedPhase | ChunkPhase]
     steps: int
     batch: int
     lr: float
 
 
 TASKS = {
+    "hnet_vjepa": Task("latents of the next two time steps, with chunks of its own", ChunkPhase, STEPS, 16, 2e-3),
     "vjepa2": Task("latents of the next two time steps (joint-embedding prediction)", LatentPhase, 8000, 16, 2e-3),
     "videomae": Task("pixels of hidden cells (masked autoencoding)", PixelPhase, 6000, 32, 2e-3),
     "timesformer": Task(
@@ -53,7 +55,7 @@ TASKS = {
 
 
 class EmbeddedConfig(Config):
-    out: Path = Field(description="folder for the four checkpoints")
+    out: Path = Field(description="folder for the checkpoints")
     names: list[str] = Field(list(TASKS), description="which to train")
     clips: int = Field(4000, ge=1, description="generated training clips")
     held_out: int = Field(1024, ge=768, description="generated clips that scores are measured on")
@@ -84,19 +86,9 @@ def train_one(config: EmbeddedConfig, name: str, clips: StateClips, held_out: St
     about = {"objective": task.says, "held_out": {k: metrics[k] for k in before}, "random_init": before}
     chosen = {"clips": config.clips, "seed": config.seed, "steps": steps}
     about["settings"] = {**chosen, "held_out_clips": len(held_out), "batch": task.batch, "lr": task.lr}
-    save(phase, config.out / name, about)
+    phase.save(config.out / name)
+    write_json(config.out / name / "about.json", about)
     return about
-
-
-def save(phase: EmbeddedPhase, folder: Path, about: dict[str, Any]) -> None:
-    """A folder in transformers' layout, with the preprocessor config of its plan."""
-    phase.saved.save_pretrained(folder)
-    height, width = phase.plan.crop
-    preprocess: dict[str, Any] = {"size": {"shortest_edge": height}, "crop_size": {"height": height, "width": width}}
-    preprocess |= {"rescale_factor": phase.plan.scale, "image_mean": phase.plan.mean, "image_std": phase.plan.std}
-    preprocess |= {"offset": True, "do_normalize": False} if phase.plan.offset else {"do_normalize": True}
-    write_json(folder / "preprocessor_config.json", preprocess)
-    write_json(folder / "about.json", about)
 
 
 def main(argv: Sequence[str]) -> int:
@@ -104,7 +96,7 @@ def main(argv: Sequence[str]) -> int:
         EmbeddedConfig,
         argv,
         prog="polyspace make-backbones",
-        about="Train the four small backbones that the demo uses, on generated clips.",
+        about="Train the five small backbones that the demo uses, on generated clips.",
         example="polyspace make-backbones --out polyspace/assets/backbones --seed 12345",
     )
     for name in config.names:

@@ -3,6 +3,7 @@
 Latent prediction stands in latents.py. Every phase holds the real transformers model and says what is saved.
 """
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from polyspace.models.backbones.hf import FAMILIES, HFBackbone
 from polyspace.models.backbones.plans import default_plan
 from polyspace.train.embedded.clips import FRAMES, LOOKS, SIDE, TURNS, turns_bin
 from polyspace.train.phase import Phase, StepOutput
+from polyspace.utils.checkpoint_io import write_json
 
 PATCH, WIDTH, DEPTH = 8, 64, 4
 CHUNK = 128  # clips a forward when scoring
@@ -63,6 +65,15 @@ class EmbeddedPhase(Phase):
     @property
     def saved(self) -> Any:
         return self.model.base_model
+
+    def save(self, folder: Path) -> None:
+        """A folder in transformers' layout, with the preprocessor config of the plan."""
+        self.saved.save_pretrained(folder)
+        height, width = self.plan.crop
+        taken: dict[str, Any] = {"size": {"shortest_edge": height}, "crop_size": {"height": height, "width": width}}
+        taken |= {"rescale_factor": self.plan.scale, "image_mean": self.plan.mean, "image_std": self.plan.std}
+        taken |= {"offset": True, "do_normalize": False} if self.plan.offset else {"do_normalize": True}
+        write_json(folder / "preprocessor_config.json", taken)
 
     def frames(self, generator: torch.Generator) -> list[int]:
         """The frames of an update's clips: a random one of each segment."""

@@ -1,6 +1,5 @@
 """One step of V-JEPA: predict the latents of hidden content, for chunk encoders and the tubelet baseline alike."""
 
-from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -22,7 +21,7 @@ from polyspace.models.vjepa.vit import HNetViT, TubeletViT
 from polyspace.train.optim import cosine_schedule
 from polyspace.train.phase import Phase, StepOutput
 from polyspace.train.vjepa.masking import MaskPlan, Masks
-from polyspace.train.vjepa.questions import Questions, chunk_questions, chunks_by_column, grid_questions
+from polyspace.train.vjepa.questions import Questions, chunk_questions, chunks_by_column, grid_goals, grid_questions
 from polyspace.train.vjepa.watch import Watch
 from polyspace.utils.monitor import collapse_alarm
 
@@ -55,11 +54,12 @@ class JepaSettings:
     cell weighs (1/size of its chunk)^α, and α falls from 1 to 0 over this share of the run (no difference for
     tubelets). At first what stands still for long then doesn't outweigh what moves, and motion is learned sooner. But
     what is hit counts more than what isn't, and "something passes here" becomes a good answer whenever and whichever
-    way it passes: with such weights to the end, direction is lost again. ema: decay at the first and the last step.
-    budgets: range of the share of visible cells that is the budget on `budget_share` of the steps. region_share: share
-    of steps on which the online encoder joins places to regions. But for these and for budgets, runs of single places
-    are not merged in pretraining, neither online nor in the target, whatever the encoder does in use. context_ramp:
-    shares of the run between which the context loss comes in.
+    way it passes: with such weights to the end, direction is lost again. still: share of each place's mean over time
+    that is taken off the targets (`without_still`). ema: decay at the first and the last step. budgets: range of the
+    share of visible cells that is the budget on `budget_share` of the steps. region_share: share of steps on which the
+    online encoder joins places to regions. But for these and for budgets, runs of single places are not merged in
+    pretraining, neither online nor in the target, whatever the encoder does in use. context_ramp: shares of the run
+    between which the context loss comes in.
     """
 
     total_steps: int
@@ -70,13 +70,13 @@ class JepaSettings:
     target_layers: int = 1
     chunk_weight_until: float = 0.6
     energy: Kind = "l1"
+    still: float = 0.0
     ema: tuple[float, float] = (0.99, 0.99)
     budgets: tuple[float, float] | None = None
     budget_share: float = 0.5
     region_share: float = 0.0
     context_ramp: tuple[float, float] = (0.05, 0.15)
     monitor_every: int = 10
-    amp: bool = False
 
 
 class JepaPhase(Phase):
@@ -103,20 +103,15 @@ class JepaPhase(Phase):
 
     def forward(self, batch: VideoBatch) -> StepOutput:
         assert batch.video is not None
-        device = batch.video.device.type
-        scope = torch.autocast(device, dtype=torch.bfloat16) if self.settings.amp else nullcontext()
-        with scope:
-            return self._step(batch, batch.video)
-
-    def _step(self, batch: VideoBatch, video: Tensor) -> StepOutput:
-        step, indices = batch.place[0], batch.indices
+        video, step, indices = batch.video, batch.place[0], batch.indices
         grid = grid_of(video, self.encoder.unit, self.encoder.unit_frames)
         with torch.no_grad():
             known = self._encode_target(video)
         around = chunks_by_column(known) if self.settings.target == "chunk" else None
         masks = self.settings.masks.draw(grid, self.settings.seed, step, indices, around)
         online = self._encode(video, masks, step)
-        asked = self.questions(known, masks, step)
+        goals = None if self.settings.target == "chunk" else grid_goals(known, self.settings.still)
+        asked = self.questions(known, goals, masks, step)
         hints = None if self.size_code is None else self.size_code(known.sizes.clamp_min(1e-3).log()[..., None])
         prediction = self.predictor(online.tokens, online.centroids, online.valid, asked.places, hints, asked.valid)
         terms = {"energy": energy_loss(prediction, asked.goal, asked.hidden_weight, self.settings.energy)}
@@ -125,7 +120,7 @@ class JepaPhase(Phase):
             terms[name] = value
             loss = loss + weight * value
         metrics = {name: value.detach() for name, value in terms.items()}
-        metrics |= self.watch(step, known, asked, terms["energy"].detach())
+        metrics |= self.watch(step, known, goals, asked, terms["energy"].detach())
         return StepOutput(loss, metrics)
 
     def _encode(self, video: Tensor, masks: Masks, step: int) -> Encoded:
@@ -154,13 +149,13 @@ class JepaPhase(Phase):
         cells = int((~masks.hidden[0]).sum())
         return max(1, round(cells * (low + (high - low) * where))), joined < s.region_share
 
-    def questions(self, known: Encoded, masks: Masks, step: int) -> Questions:
-        """What is asked of the predictor: cells of the grid, or whole chunks."""
-        if self.settings.target == "chunk":
+    def questions(self, known: Encoded, goals: Tensor | None, masks: Masks, step: int) -> Questions:
+        """What is asked of the predictor: cells of the grid, or whole chunks where there are no goals of cells."""
+        if goals is None:
             return chunk_questions(known, masks)
         s = self.settings
         power = max(0.0, 1 - step / (s.chunk_weight_until * s.total_steps)) if s.chunk_weight_until else 0.0
-        return grid_questions(known, masks, bool(s.weights.context), power)
+        return grid_questions(known, goals, masks, bool(s.weights.context), power)
 
     def _terms(
         self, batch: VideoBatch, video: Tensor, online: Encoded, masks: Masks, prediction: Tensor, asked: Questions

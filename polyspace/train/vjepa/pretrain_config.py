@@ -29,7 +29,6 @@ class DataConfig(Config):
 class PretrainConfig(TrainingConfig):
     steps: int = Field(3500, ge=1, description="updates")
     batch: int = Field(4, ge=1, description="clips an update")
-    amp: bool = Field(False, description="bf16 autocast")
     ema: tuple[Share, Share] = Field((0.99, 0.99), description="decay of the target at the first and the last step")
     predictor_width: int = Field(64, ge=8, description="dims of the predictor's tokens")
     predictor_depth: int = Field(2, ge=1, description="blocks of the predictor")
@@ -44,6 +43,7 @@ class PretrainConfig(TrainingConfig):
         description="share of the run in which cells go from weighing 1/size of their chunk to alike",
     )
     energy: Literal["l1", "smooth_l1", "l2", "cosine"] = Field("l1", description="how far predictions are from targets")
+    still: Share = Field(0.0, description="share of a place's mean over time that is taken off the targets")
     future_share: Share = Field(1.0, description="share of steps that hide the future, else space tubes")
     horizon: int = Field(2, ge=0, description="hidden steps that are asked for; 0 all")
     tube_ratios: tuple[Part, ...] = Field(

@@ -4,12 +4,14 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
+from jaxtyping import Float
 from torch import Tensor
 
 from polyspace.models.hnet.dechunker import to_grid
 from polyspace.models.hnet.encoder import cell_coords, pack_visible, take_rows
 from polyspace.models.vjepa.encoded import Encoded
 from polyspace.train.vjepa.masking import Masks
+from polyspace.utils.distrib import all_reduce_sum
 from polyspace.utils.misc import wide
 
 
@@ -26,7 +28,27 @@ class Questions:
     valid: Tensor | None = None
 
 
-def grid_questions(known: Encoded, masks: Masks, context: bool, power: float) -> Questions:
+def grid_goals(known: Encoded, still: float = 0.0) -> Float[Tensor, "B N D"]:
+    """What the target says of every cell, normalised without affine; with `still` as in `without_still`."""
+    every = wide(known.on_grid())
+    every = F.layer_norm(every, every.shape[-1:])
+    return without_still(every, known.cells.grid[0], still) if still else every
+
+
+def without_still(goal: Float[Tensor, "B N D"], steps: int, share: float) -> Float[Tensor, "B N D"]:
+    """Goals without `share` of each place's mean over time, centred and scaled over all ranks' clips: of whole goals
+    still ground is nearly all there is to know."""
+    by_step = goal.unflatten(1, (steps, -1))  # (B,t·hw,D) -> (B,t,hw,D)
+    moving = (by_step - share * by_step.mean(1, keepdim=True)).flatten(1, 2)
+    cells = all_reduce_sum(moving.new_tensor(float(moving.shape[0] * moving.shape[1])))
+    moving = moving - all_reduce_sum(moving.sum((0, 1))) / cells
+    spread = all_reduce_sum(moving.square().sum()) / (cells * moving.shape[2] - 1)
+    return moving / spread.sqrt().clamp_min(1e-6)
+
+
+def grid_questions(
+    known: Encoded, goals: Float[Tensor, "B N D"], masks: Masks, context: bool, power: float
+) -> Questions:
     """The asked cells of each clip, and with `context` the visible ones behind them. A cell of a chunk weighs
     (1/size)^power: 0 alike, 1 as its share of the chunk."""
     device, grid = known.tokens.device, known.cells.grid
@@ -43,9 +65,7 @@ def grid_questions(known: Encoded, masks: Masks, context: bool, power: float) ->
         share = _share(known, index) ** power
         hidden_weight = hidden_weight * share
         seen_weight = None if seen_weight is None else seen_weight * share
-    goal = wide(take_rows(known.on_cells(), index))
-    goal = F.layer_norm(goal, goal.shape[-1:])
-    return Questions(cell_coords(index, grid), goal, hidden_weight, seen_weight, index)
+    return Questions(cell_coords(index, grid), take_rows(goals, index), hidden_weight, seen_weight, index)
 
 
 def chunk_questions(known: Encoded, masks: Masks) -> Questions:

@@ -4,13 +4,12 @@ from collections import deque
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from polyspace.losses.energy import Kind, energy_loss
 from polyspace.models.vjepa.encoded import Encoded
 from polyspace.train.vjepa.questions import Questions
-from polyspace.utils.misc import wide
+from polyspace.utils.distrib import statistics_over
 from polyspace.utils.monitor import effective_rank, position_std, usage_perplexity
 
 LEAST_CLIPS = 8  # spread and skill say nothing about fewer
@@ -19,9 +18,11 @@ ENOUGH_CLIPS = 32  # a constant fitted to few clips flatters itself: skill reads
 
 @dataclass(frozen=True)
 class Seen:
-    """A batch as the target saw it: latents on the grid (B,N,D) and mean tokens (B,D), what was asked, the energy."""
+    """A batch as the target saw it: latents on the grid (B,N,D), the goals made of them (None where whole chunks are
+    asked for) and mean tokens (B,D), what was asked, the energy."""
 
     grid: Tensor
+    goals: Tensor | None
     pooled: Tensor
     asked: Questions
     loss: Tensor
@@ -37,12 +38,21 @@ class Watch:
         self.seen: deque[Seen] = deque()
 
     @torch.no_grad()
-    def __call__(self, step: int, known: Encoded, asked: Questions, loss: Tensor) -> dict[str, Tensor]:
-        """The monitors of update `step` if it is one to be logged, else nothing."""
+    def __call__(
+        self, step: int, known: Encoded, goals: Tensor | None, asked: Questions, loss: Tensor
+    ) -> dict[str, Tensor]:
+        """The monitors of update `step` if it is one to be logged, else nothing. Of several ranks each watches its own
+        clips (the loop logs means): how many it could read, and so whether it says anything, is its own affair."""
+        with statistics_over("none"):
+            return self._watch(step, known, goals, asked, loss)
+
+    def _watch(
+        self, step: int, known: Encoded, goals: Tensor | None, asked: Questions, loss: Tensor
+    ) -> dict[str, Tensor]:
         batches = min(-(-ENOUGH_CLIPS // len(known.tokens)), max(self.every, -(-LEAST_CLIPS // len(known.tokens))))
         if step % self.every < self.every - batches:
             return {}
-        self.seen.append(Seen(known.on_grid(), known.pooled(), asked, loss))
+        self.seen.append(Seen(known.on_grid(), goals, known.pooled(), asked, loss))
         while len(self.seen) > batches:
             self.seen.popleft()
         if step % self.every != self.every - 1:
@@ -76,8 +86,7 @@ class Watch:
 
     def constants(self) -> Tensor:
         """(N,D), one for every place of the grid."""
-        grid = wide(torch.cat([s.grid for s in self.seen]))
-        return self.middle(F.layer_norm(grid, grid.shape[-1:]))
+        return self.middle(torch.cat([s.goals for s in self.seen if s.goals is not None]))
 
     def constant(self) -> Tensor:
         """(D,), one for all chunks that were asked for."""

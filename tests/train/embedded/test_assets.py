@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from polyspace.models.backbones import describe_all
-from polyspace.train.demo import assets
+from polyspace.train.embedded.assets import assets
 from polyspace.train.embedded.clips import draw_clips, make_batch
 from polyspace.train.embedded.make import TASKS
 from polyspace.utils.cka import linear_cka

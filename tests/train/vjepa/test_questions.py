@@ -7,7 +7,7 @@ from small_jepa import GRID, batch, phase
 from polyspace.data.batch import VideoBatch
 from polyspace.train.vjepa.jepa import Weights
 from polyspace.train.vjepa.masking import MaskPlan, Masks
-from polyspace.train.vjepa.questions import grid_questions
+from polyspace.train.vjepa.questions import grid_goals, grid_questions, without_still
 
 
 def test_hidden_pixels_reach_the_target_only():
@@ -57,7 +57,7 @@ def test_a_hidden_cell_weighs_alike_or_as_its_share_of_its_chunk(power, expected
         changes["centroids"] = torch.zeros(*sizes.shape, 3)
         chunks = replace(known.chunks, assignment=chosen, **changes)
         known = replace(known, chunks=chunks, **changes)
-        asked = grid_questions(known, Masks(hidden, hidden, "future"), False, power)
+        asked = grid_questions(known, grid_goals(known), Masks(hidden, hidden, "future"), False, power)
     for place in range(places):
         weight = asked.hidden_weight[0][asked.index[0] % places == place]
         assert weight.sum().item() == pytest.approx(expected[min(place, 2)])
@@ -70,13 +70,13 @@ def test_weights_by_chunk_fade_out(until, powers, monkeypatch):
         known = p._encode_target(batch(1).video)
     masks = p.settings.masks.draw(GRID, 0, 0, [0])
 
-    def spy(known, masks, context, power):
+    def spy(known, goals, masks, context, power):
         given.append(power)
-        return grid_questions(known, masks, context, power)
+        return grid_questions(known, goals, masks, context, power)
 
     monkeypatch.setattr("polyspace.train.vjepa.jepa.grid_questions", spy)
     for step in (0, 25, 50, 99):
-        p.questions(known, masks, step)
+        p.questions(known, grid_goals(known), masks, step)
     assert given == pytest.approx(powers)
 
 
@@ -87,7 +87,7 @@ def test_visible_cells_weigh_by_their_distance_and_come_in_by_a_ramp():
     hidden[:, 5] = True
     with torch.no_grad():
         known = p._encode_target(batch(1).video)
-    asked = grid_questions(known, Masks(hidden, hidden, "future"), True, 0.0)
+    asked = grid_questions(known, grid_goals(known), Masks(hidden, hidden, "future"), True, 0.0)
     steps = asked.index[0] // 9
     expected = torch.where(steps < 5, (5 - steps).float().rsqrt(), 0)
     assert torch.allclose(asked.seen_weight[0], expected) and torch.equal(asked.hidden_weight[0] > 0, steps == 5)
@@ -95,6 +95,15 @@ def test_visible_cells_weigh_by_their_distance_and_come_in_by_a_ramp():
         out = p(batch(step=step))
         expected = out.metrics["energy"] + 0.5 * ramp * out.metrics["context"]
         assert out.loss.item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_goals_without_what_stands_still():
+    """Two steps of one place: half of their mean is taken off each, then clips and places are centred and scaled."""
+    goal = torch.tensor([[[2.0, 0.0], [4.0, 0.0]], [[0.0, 2.0], [0.0, -2.0]]])  # (2 clips, 2 steps · 1 place, 2 dims)
+    moving = torch.tensor([[[0.5, 0.0], [2.5, 0.0]], [[0.0, 2.0], [0.0, -2.0]]]) - torch.tensor([0.75, 0.0])
+    assert torch.allclose(without_still(goal, 2, 0.5), moving / moving.std(), atol=1e-6)
+    still = torch.ones(3, 4, 2) * torch.randn(3, 1, 2)
+    assert torch.allclose(without_still(still, 4, 1.0), torch.zeros(3, 4, 2))
 
 
 def test_whole_chunks_are_predicted_alike_whoever_else_is_in_the_batch():

@@ -6,10 +6,13 @@ from polyspace.data.batch import VideoBatch
 from polyspace.train.engine import PlainEngine
 from polyspace.train.optim import build_adamw
 from polyspace.train.vjepa.masking import MaskPlan
+from polyspace.train.vjepa.questions import grid_goals
 from polyspace.utils.monitor import effective_rank
 
 
-@pytest.mark.parametrize("changes", [{}, {"chunk_weight_until": 1e9}, {"energy": "smooth_l1"}, {"energy": "l2"}])
+@pytest.mark.parametrize(
+    "changes", [{}, {"chunk_weight_until": 1e9}, {"energy": "smooth_l1"}, {"energy": "l2"}, {"still": 0.5}]
+)
 @pytest.mark.parametrize("share", [0.0, 1.0])
 def test_a_predictor_that_knows_only_the_place_has_no_skill(changes, share):
     """Skill is 0 for the best constant per place, whatever the energy, its weights and the masks."""
@@ -17,8 +20,8 @@ def test_a_predictor_that_knows_only_the_place_has_no_skill(changes, share):
     with torch.no_grad():
         known = p._encode_target(b.video)
         masks = p.settings.masks.draw(GRID, 0, 2, range(8))
-        asked = p.questions(known, masks, 2)
-        grid = torch.nn.functional.layer_norm(known.on_grid(), (32,))
+        grid = grid_goals(known, changes.get("still", 0.0))
+        asked = p.questions(known, grid, masks, 2)
         constant = grid.mean(0) if changes.get("energy") == "l2" else grid.median(0).values
         p.predictor.forward = lambda *_: constant[asked.index]
         assert p(b).metrics["skill"].item() == pytest.approx(0, abs=1e-5)

@@ -1,0 +1,216 @@
+"""`polyspace demo`: the main job from video files to a report, offline, with the small backbones of the package.
+
+Every step is the public command that a user would type, run in this process; the report shows those lines.
+"""
+
+import json
+import shlex
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field
+
+from polyspace.bundle import gather
+from polyspace.commands import index, search
+from polyspace.config import Config, parse, run_command
+from polyspace.data import build_dataset, featurize, synthetic
+from polyspace.data.records import ClipRecord
+from polyspace.data.video import probe, read_frames
+from polyspace.report.demo_report import Shown, write_demo_report
+from polyspace.train import convert_index, eval_downstream, export_index, labels_curve, train_converter, train_fusion
+from polyspace.train import run as phases
+from polyspace.train.embedded.assets import TEACHERS, assets
+from polyspace.train.embedded.chunks import TAKEN
+from polyspace.train.embedded.clips import FRAMES, RENDERED, SIDE
+from polyspace.utils.errors import UserError
+from polyspace.utils.log import say
+
+DATASET = "ssv2"
+ASKED = 6  # sentences that are searched for
+Line = tuple[Callable[[Sequence[str]], int], str]
+
+
+class DemoConfig(Config):
+    out: Path = Field(Path("outputs/demo"), description="folder for data, features, checkpoints and the report")
+    student: Literal["hnet_vjepa", "vjepa2"] = Field("hnet_vjepa", description="vjepa2 reads no text")
+    classes: int = Field(8, ge=2, le=12, description="motion classes")
+    clips: int = Field(90, ge=10, description="clips a class, train and validation together")
+    epochs: int = Field(40, ge=1, description="passes of the heads over the training clips")
+    language_steps: int = Field(600, ge=1, description="updates of the language phase")
+    curve_seeds: int = Field(5, ge=2, description="runs at each share of the labels")
+    seed: int = Field(0, ge=0, description="clips and heads")
+
+    @property
+    def frames(self) -> int:
+        """What the student takes of a clip; the teachers' counts are their own."""
+        return TAKEN if self.student == "hnet_vjepa" else 16
+
+
+def alignment_lines(config: DemoConfig) -> list[Line]:
+    """(main, line) from clips to the evaluated heads."""
+    out, data = config.out, config.out / "data"
+    teachers = " ".join(TEACHERS)
+    places = " ".join(f"{name}={assets() / name}" for name in (config.student, *TEACHERS))
+    backbones = f"--student {config.student} --teachers {teachers} --checkpoint {places} --frames {config.frames}"
+    source = f"--dataset {DATASET} --root {data} {backbones} --strict"
+    features, converters = out / "features", out / "converters" / "converters_ep10.pt"
+    fusion = out / "fusion" / f"fusion_ep{config.epochs}.pt"
+    made = f"--layout {DATASET} --out {data} --clips {config.clips * config.classes} --classes {config.classes}"
+    return [
+        (synthetic.main, f"synth {made} --seed {config.seed} --height {RENDERED} --width {RENDERED} --frames {FRAMES}"),
+        (featurize.main, f"featurize {source} --split train --out {features} --batch 16"),
+        (featurize.main, f"featurize {source} --split validation --out {features} --batch 16"),
+        (
+            train_converter.main,
+            f"train-converter --features {features}/features_{DATASET}_train.json --teachers {teachers} "
+            f"--save_dir {converters.parent}",
+        ),
+        (
+            train_fusion.main,
+            f"train-fusion {source} --split train --features {features} --converters {converters} --batch 32 "
+            f"--epochs {config.epochs} --lr 1e-3 --seed {config.seed} --save_dir {fusion.parent}",
+        ),
+        (
+            eval_downstream.main,
+            f"eval {source} --split validation --features {features} --converters {converters} --fusion {fusion} "
+            "--latency_budget 1",
+        ),
+        (
+            labels_curve.main,
+            f"labels-curve {source} --split validation --features {features} --converters {converters} "
+            f"--seeds {config.curve_seeds} --out {out / 'labels_curve'}",
+        ),
+    ]
+
+
+def use_lines(config: DemoConfig) -> list[Line]:
+    """(main, line) of what is done with the result: text, one folder for all, an index moved to a teacher's space."""
+    out, student = config.out, config.student
+    converters, fusion = out / "converters" / "converters_ep10.pt", out / "fusion" / f"fusion_ep{config.epochs}.pt"
+    bundled = f"bundle --converters {converters} --fusion {fusion} --out {out / 'bundle'}"
+    bundled += f" --evaluation {out}/fusion/eval_{DATASET}_validation.json"
+    stored, own, moved = (out / "features", out / "indexes" / student, out / "indexes" / TEACHERS[0])
+    lines: list[Line] = []
+    if student == "hnet_vjepa":
+        given = f"data.dataset={DATASET} data.root={out / 'data'} data.frames={TAKEN} data.size={SIDE} "
+        given += f"language.steps={config.language_steps}"
+        sets = " ".join(f"--set {item}" for item in given.split())
+        start = f"--init_from {assets() / student} --seed {config.seed}"
+        lines.append((phases.main, f"train --work_dir {out / 'run'} --sequence language {start} {sets}"))
+        bundled += f" --run {out / 'run'}"
+    lines += [
+        (gather.main, bundled),
+        (export_index.main, f"export-index --features {stored}/features_{DATASET}_train.json --space {student} "
+         f"--out {own}"),
+        (convert_index.main, f"convert-index --index {own} --converters {converters} --space {TEACHERS[0]} "
+         f"--out {moved}"),
+    ]  # fmt: skip
+    return lines
+
+
+def search_lines(config: DemoConfig) -> list[Line]:
+    """(main, line) of a search by words among the validation clips."""
+    out = config.out
+    clips = f"--dataset {DATASET} --root {out / 'data'} --split validation"
+    asked = " ".join(shlex.quote(text) for text in sentences(validation(config)))
+    return [
+        (index.main, f"index --bundle {out / 'bundle'} {clips} --space language --out {out / 'indexes' / 'language'}"),
+        (search.main, f"search --bundle {out / 'bundle'} --index {out / 'indexes' / 'language'} --k 3 --text {asked} "
+         f"--out {out / 'search.json'}"),
+    ]  # fmt: skip
+
+
+def validation(config: DemoConfig) -> list[ClipRecord]:
+    return build_dataset(DATASET, config.out / "data", "validation").records
+
+
+def sentences(records: Sequence[ClipRecord]) -> list[str]:
+    """Captions of clips, one a class in turn, each of another object where there are enough."""
+    chosen: list[ClipRecord] = []
+    for record in records:
+        thing = str(record.text).split(" in ")[0].split()[-2:]
+        fresh = all(record.label != c.label and thing != str(c.text).split(" in ")[0].split()[-2:] for c in chosen)
+        if record.text and fresh and len(chosen) < ASKED:
+            chosen.append(record)
+    return [str(record.text) for record in chosen]
+
+
+def first_clips(root: Path) -> dict[str, Any]:
+    """The first training clip of each class: {class name: uint8 (T,H,W,3)}."""
+    data = build_dataset(DATASET, root, "train")
+    first: dict[str, Any] = {}
+    for record in data.records:
+        name = data.classes[record.label] if record.label is not None else ""
+        if name not in first:
+            first[name] = whole(record.path)
+    return first
+
+
+def whole(path: Path) -> Any:
+    return read_frames(path, range(probe(path).num_frames)).numpy()
+
+
+def run_lines(lines: Sequence[Line]) -> list[dict[str, Any]]:
+    """Run each; returns the lines with their seconds. UserError where one fails."""
+    steps = []
+    for main, line in lines:
+        say(f"\n$ polyspace {line}")
+        start = time.perf_counter()
+        code = main(shlex.split(line)[1:])
+        if code:
+            raise UserError(f"`polyspace {line.split()[0]}` ended with exit code {code}")
+        steps.append({"line": f"polyspace {line}", "seconds": time.perf_counter() - start})
+    return steps
+
+
+def demo(config: DemoConfig) -> Path:
+    """Run all steps and write the report; returns its path."""
+    steps = run_lines([*alignment_lines(config), *use_lines(config)])
+    texts = config.student == "hnet_vjepa"
+    steps += run_lines(search_lines(config)) if texts else []
+    out = config.out
+
+    def read(name: str) -> Any:
+        return json.loads((out / name).read_text())
+
+    shown = Shown(
+        result=read(f"fusion/eval_{DATASET}_validation.json"),
+        curve=read(f"labels_curve/labels_curve_{DATASET}_validation.json"),
+        about={name: json.loads((assets() / name / "about.json").read_text()) for name in (config.student, *TEACHERS)},
+        clips=first_clips(out / "data"),
+        moved=read(f"indexes/{TEACHERS[0]}/index.json"),
+        language=read("run/pipeline_manifest.json")["phases"]["language"] if texts else None,
+        found=_found(config) if texts else [],
+    )
+    return write_demo_report(out, shown, steps)
+
+
+def _found(config: DemoConfig) -> list[dict[str, Any]]:
+    """What the search found: query, and caption, score and frames of each clip."""
+    captions = {str(record.path): str(record.text) for record in validation(config)}
+    rows = json.loads((config.out / "search.json").read_text())["queries"]
+    for row in rows:
+        for clip in row["found"]:
+            clip |= {"caption": captions[clip["id"]], "video": whole(Path(clip["id"]))}
+    return rows
+
+
+def main(argv: Sequence[str]) -> int:
+    config = parse(
+        DemoConfig,
+        argv,
+        prog="polyspace demo",
+        about="The whole job on generated clips: featurize, convert, fuse, evaluate, search by words, report.",
+        example="polyspace demo --out outputs/demo",
+    )
+    start = time.perf_counter()
+    report = demo(config)
+    say(f"\ndone in {time.perf_counter() - start:.0f} s; the report:")
+    say(str(report))
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(run_command(main))

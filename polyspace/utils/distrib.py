@@ -49,7 +49,11 @@ def initialize(timeout_s: float = 1800.0) -> None:
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
     backend = "nccl" if torch.cuda.is_available() else "gloo"
-    dist.init_process_group(backend, timeout=datetime.timedelta(seconds=timeout_s))
+    timeout = datetime.timedelta(seconds=timeout_s)
+    store, me, ranks = next(iter(dist.rendezvous("env://", timeout=timeout)))
+    # torchrun restarts ranks with the store of those before, where the addresses of dead ones still stand
+    store = dist.PrefixStore(f"attempt_{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+    dist.init_process_group(backend, store=store, rank=me, world_size=ranks, timeout=timeout)
 
 
 def shutdown() -> None:

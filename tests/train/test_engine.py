@@ -16,7 +16,7 @@ from polyspace.utils.world import World, make_world
 pytestmark = [pytest.mark.dist, pytest.mark.slow]
 
 
-def spawn(world: int, runs: list[tuple[str, str, int]], out) -> None:
+def spawn(world: int, runs: list[tuple[str, str, int, str]], out) -> None:
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         port = s.getsockname()[1]
@@ -29,23 +29,36 @@ def losses(folder) -> torch.Tensor:
 
 
 def halfway(source, target):
-    """The run as it was after its first three updates."""
+    """The run as it was at its first checkpoint."""
     shutil.copytree(source, target)
     shutil.rmtree(target / f"step_{STEPS:06d}")
-    (target / "latest").write_text("step_000003\n")
+    (target / "latest").write_text(f"step_{STEPS // 2:06d}\n")
 
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
     out = tmp_path_factory.mktemp("engines")
     train("plain", out / "plain")
-    spawn(4, [("both", "ddp", 2), ("fsdp", "fsdp", 1)], out)
+    train("plain", out / "plain_fp32", precision="fp32")
+    spawn(4, [("both", "ddp", 2, "fp64"), ("fsdp", "fsdp", 1, "fp64")], out)
     halfway(out / "fsdp", out / "fsdp_on_ddp")
     halfway(out / "both", out / "ddp_on_fsdp")
     halfway(out / "fsdp", out / "fsdp_on_one")
     train("plain", out / "fsdp_on_one")
-    spawn(2, [("ddp", "ddp", 1), ("fsdp_on_ddp", "ddp", 1), ("ddp_on_fsdp", "fsdp", 2)], out)
+    two = [("ddp", "ddp", 1, "fp64"), ("fsdp_on_ddp", "ddp", 1, "fp64"), ("ddp_on_fsdp", "fsdp", 2, "fp64")]
+    spawn(2, [*two, ("ddp_fp32", "ddp", 1, "fp32")], out)
     return out
+
+
+@pytest.fixture(scope="module")
+def zero(runs):
+    """DeepSpeed from the start, and from half-way of a run of one process."""
+    pytest.importorskip("deepspeed", reason="the extra [deepspeed] is not installed")
+    halfway(runs / "plain_fp32", runs / "plain_on_zero")
+    spawn(2, [("zero", "deepspeed", 1, "fp32"), ("plain_on_zero", "deepspeed", 1, "fp32")], runs)
+    halfway(runs / "zero", runs / "zero_on_plain")
+    train("plain", runs / "zero_on_plain", precision="fp32")
+    return runs
 
 
 @pytest.mark.parametrize("name", ["ddp", "both", "fsdp"])
@@ -58,8 +71,23 @@ def test_a_checkpoint_goes_on_with_another_engine_and_number_of_ranks(runs, name
     torch.testing.assert_close(losses(runs / name), losses(runs / "plain"), rtol=1e-9, atol=0)
 
 
-@pytest.mark.parametrize(("name", "world"), [("ddp", 2), ("both", 4), ("fsdp", 4)])
-def test_all_ranks_end_with_the_same_parameters_and_moving_average(runs, name, world):
+def _close_in_fp32(found, expected):
+    torch.testing.assert_close(found[0], expected[0], rtol=1e-6, atol=0)
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=0)
+
+
+def test_in_fp32_two_ranks_stay_near_one(runs):
+    _close_in_fp32(losses(runs / "ddp_fp32"), losses(runs / "plain_fp32"))
+
+
+@pytest.mark.parametrize("name", ["zero", "plain_on_zero", "zero_on_plain"])
+def test_deepspeed_stays_near_one_process_and_goes_on_where_that_stopped(zero, name):
+    _close_in_fp32(losses(zero / name), losses(zero / "plain_fp32"))
+
+
+@pytest.mark.parametrize(("name", "world"), [("ddp", 2), ("both", 4), ("fsdp", 4), ("zero", 2)])
+def test_all_ranks_end_with_the_same_parameters_and_moving_average(request, name, world):
+    runs = request.getfixturevalue("zero" if name == "zero" else "runs")
     first, *others = (torch.load(runs / name / f"rank_{r}.pt") for r in range(world))
     assert any(key.startswith("target.") for key in first)
     assert all(torch.equal(value, other[key]) for other in others for key, value in first.items())

@@ -14,6 +14,7 @@ from polyspace.utils.cka import linear_cka
 
 NAMES = list(TASKS)
 MAIN = {  # what each was trained for; the constant's or the random network's score, whichever is higher, is its floor
+    "hnet_vjepa": ("skill", "turns_probe", "speed_probe"),
     "vjepa2": ("skill", "turns_probe", "speed_probe"),
     "videomae": ("explained_variance",),
     "timesformer": ("look_accuracy",),
@@ -31,7 +32,7 @@ def test_each_is_ten_points_above_its_random_init_on_what_it_was_trained_for(nam
 @pytest.fixture(scope="module")
 def spaces():
     clips = draw_clips(128, 7)  # of another seed than training and its held-out part
-    cards = describe_all("vjepa2", NAMES[1:], 16, [f"{n}={assets() / n}" for n in NAMES], strict=True)
+    cards = describe_all("hnet_vjepa", NAMES[1:], 16, [f"{n}={assets() / n}" for n in NAMES], strict=True)
     with torch.inference_mode():
         return {n: c.load()(make_batch(clips, torch.arange(128), c.plan).video).pooled for n, c in cards.items()}
 

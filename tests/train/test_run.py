@@ -15,7 +15,7 @@ import yaml
 from polyspace.config import run_command
 from polyspace.models.vjepa.saved import load_encoder
 from polyspace.train.encoders import EncoderConfig, build_encoder
-from polyspace.train.run import RunConfig, main
+from polyspace.train.run import RunConfig, main, run
 from polyspace.utils.checkpoint_io import load_tensors
 from polyspace.utils.errors import UserError
 
@@ -98,10 +98,15 @@ def test_a_finished_phase_whose_files_are_gone_is_made_again(finished, tmp_path)
     assert run_command(main, line(tmp_path)) == 0
 
 
-def test_several_ranks_are_refused(monkeypatch, tmp_path, capsys):
+def test_ranks_that_cannot_meet_or_never_met_are_refused(monkeypatch, tmp_path, capsys):
     monkeypatch.setenv("WORLD_SIZE", "2")
-    assert run_command(main, line(tmp_path)) == 2
-    assert "one process" in capsys.readouterr().err
+    for name in ("RANK", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    assert run_command(main, line(tmp_path / "a")) == 2
+    assert "RANK, MASTER_ADDR, MASTER_PORT is not set: start several ranks with torchrun" in capsys.readouterr().err
+    with pytest.raises(UserError, match=r"torchrun starts main\.py only"):
+        run(RunConfig(work_dir=tmp_path / "a"))
+    assert not (tmp_path / "a").exists()
 
 
 @pytest.mark.parametrize(

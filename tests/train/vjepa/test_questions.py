@@ -30,7 +30,7 @@ def test_the_chunk_mode_asks_for_chunks_that_are_hidden_altogether():
     assert out.loss.isfinite() and out.metrics["energy"] > 0
     masks = p.settings.masks.draw(GRID, 0, 1, range(6))
     known = p._encode_target(b.video)
-    asked = p.questions(known, masks, 1)
+    asked = p.questions(known, None, masks, 1)
     seen = (known.chunks.assignment * (~masks.hidden).flatten(1)[..., None]).sum(1)
     assert asked.valid.any() and not (asked.valid & (seen > 1e-6)).any() and not (asked.valid & ~known.valid).any()
     with pytest.raises(ValueError, match="chunk encoder"):

@@ -105,14 +105,13 @@ class DeepSpeedEngine(PlainEngine):
         self.runner.backward(loss * self.runner.gradient_accumulation_steps())
 
     def step(self, total: Tensor) -> tuple[Tensor, bool]:
-        if not bool(torch.isfinite(total)):  # ours to leave out: DeepSpeed looks for overflow in fp16 only
-            self.runner.zero_grad()
-            self.zero.zero_grad()
-            self.zero.reset_cpu_buffers()
-            return total, False
-        self.runner.step()
-        norm = torch.as_tensor(self.runner.get_global_grad_norm() or 0.0, device=self.device)
-        return norm, bool(torch.isfinite(norm))
+        norm = torch.as_tensor(self.zero.scaled_global_norm(), device=self.device).float()
+        if bool(torch.isfinite(total) & torch.isfinite(norm) & (norm >= 0)):  # −1 stands for one that is not finite
+            self.runner.step()
+            return norm, True
+        self.zero.zero_grad()  # as its own step does behind an overflow
+        self.zero.averaged_gradients, self.zero.micro_step_id = {}, -1
+        return norm, False
 
     def optimizer_state(self) -> dict[str, Tensor]:
         """Whole tensors, put together from all ranks' parts."""

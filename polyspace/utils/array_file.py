@@ -9,6 +9,7 @@ import hashlib
 import io
 import os
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -99,6 +100,7 @@ class ArrayWriter:
     def __init__(self, path: Path, rows: int, dim: int, done: int = 0) -> None:
         self.path, self.done = Path(path), done
         self._digest = hashlib.sha256()
+        self._summer = ThreadPoolExecutor(1, "sum")
         with disk_errors(path), open(path, "r+b" if done else "w+b", buffering=0) as file:
             if not done:
                 _begin(file, rows, dim)
@@ -122,9 +124,10 @@ class ArrayWriter:
         """Rows first … first + len(rows), which must be the next ones: behind a write that failed none succeeds."""
         assert first == self.done, f"rows from {first} come after row {self.done}"
         view = np.ascontiguousarray(rows, FLOAT32).data.cast("B")
+        summed = self._summer.submit(self._digest.update, view)  # meanwhile the disk works
         with disk_errors(self.path):
             self._file.write(view)
-        self._digest.update(view)
+        summed.result()
         self.done += len(rows)
 
     def sync(self) -> None:
@@ -139,12 +142,14 @@ class ArrayWriter:
 
     def close(self) -> None:
         """Give the file back. What no `sync` has seen is lost."""
+        self._summer.shutdown()
         self._file.close()
 
     def __enter__(self) -> "ArrayWriter":
         return self
 
     def __exit__(self, *raised: object) -> None:
+        self._summer.shutdown()
         with disk_errors(self.path):
             self._file.__exit__(*raised)
 

@@ -1,10 +1,12 @@
 """A short pretraining with all terms that look at several clips, on one rank or many: what test_engine.py compares."""
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
+from polyspace.data.batch import VideoBatch
 from polyspace.data.clip_source import MemoryClips
 from polyspace.data.moving import moving_clips
 from polyspace.train.encoders import EncoderConfig, build_encoder
@@ -21,13 +23,31 @@ STEPS, BATCH = int(os.environ.get("POLYSPACE_TEST_STEPS", "6")), 8  # more: pyth
 TERMS = {"context_weight": 0.1, "vicregl_weight": 0.01, "entropy_weight": 0.01, "boundary_weight": 0.01}
 
 
+class Poisoned:
+    """The clips, but that the last rank finds no number in those of the second update."""
+
+    def __init__(self, clips: MemoryClips) -> None:
+        self.clips, self.asked = clips, 0
+
+    def __len__(self) -> int:
+        return len(self.clips)
+
+    def batch(self, rows: torch.Tensor) -> VideoBatch:
+        self.asked += 1
+        batch = self.clips.batch(rows)
+        bad = self.asked in (3, 4) and distrib.rank() == distrib.world_size() - 1
+        return replace(batch, video=batch.video * float("nan")) if bad else batch
+
+
 def train(kind: str, folder: Path, context: int = 1, precision: Precision = "fp64") -> Engine:
-    """Updates of two micro-batches; checkpoints half-way and at the end. `kind` plain or as `--engine`."""
+    """Updates of two micro-batches; checkpoints half-way and at the end. `kind` plain or as `--engine`. The clips of a
+    folder named poisoned… are."""
     machine = make_machine(
         "cpu", "auto" if kind == "plain" else kind, precision, context, ZERO if kind == "deepspeed" else None
     )
     torch.manual_seed(0)
-    clips = MemoryClips(moving_clips(24, 0, frames=8, size=32).video)
+    clips: MemoryClips | Poisoned = MemoryClips(moving_clips(24, 0, frames=8, size=32).video)
+    clips = Poisoned(clips) if folder.name.startswith("poisoned") else clips
     config = PretrainConfig(
         steps=STEPS, batch=BATCH, accumulate=2, lr=1e-3, save_every=STEPS // 2, log_every=1,
         predictor_width=32, future_share=0.5, budgets=(0.3, 0.8), **TERMS,

@@ -40,13 +40,15 @@ def runs(tmp_path_factory):
     out = tmp_path_factory.mktemp("engines")
     train("plain", out / "plain")
     train("plain", out / "plain_fp32", precision="fp32")
+    train("plain", out / "poisoned_fp32", precision="fp32")
     spawn(4, [("both", "ddp", 2, "fp64"), ("fsdp", "fsdp", 1, "fp64")], out)
     halfway(out / "fsdp", out / "fsdp_on_ddp")
     halfway(out / "both", out / "ddp_on_fsdp")
     halfway(out / "fsdp", out / "fsdp_on_one")
     train("plain", out / "fsdp_on_one")
     two = [("ddp", "ddp", 1, "fp64"), ("fsdp_on_ddp", "ddp", 1, "fp64"), ("ddp_on_fsdp", "fsdp", 2, "fp64")]
-    spawn(2, [*two, ("ddp_fp32", "ddp", 1, "fp32")], out)
+    poisoned = [(f"poisoned_{kind}", kind, 1, "fp32") for kind in ("ddp", "fsdp")]
+    spawn(2, [*two, ("ddp_fp32", "ddp", 1, "fp32"), *poisoned], out)
     return out
 
 
@@ -55,7 +57,8 @@ def zero(runs):
     """DeepSpeed from the start, and from half-way of a run of one process."""
     pytest.importorskip("deepspeed", reason="the extra [deepspeed] is not installed")
     halfway(runs / "plain_fp32", runs / "plain_on_zero")
-    spawn(2, [("zero", "deepspeed", 1, "fp32"), ("plain_on_zero", "deepspeed", 1, "fp32")], runs)
+    names = ("zero", "plain_on_zero", "poisoned_deepspeed")
+    spawn(2, [(name, "deepspeed", 1, "fp32") for name in names], runs)
     halfway(runs / "zero", runs / "zero_on_plain")
     train("plain", runs / "zero_on_plain", precision="fp32")
     return runs
@@ -83,6 +86,13 @@ def test_in_fp32_two_ranks_stay_near_one(runs):
 @pytest.mark.parametrize("name", ["zero", "plain_on_zero", "zero_on_plain"])
 def test_deepspeed_stays_near_one_process_and_goes_on_where_that_stopped(zero, name):
     _close_in_fp32(losses(zero / name), losses(zero / "plain_fp32"))
+
+
+@pytest.mark.parametrize("kind", ["ddp", "fsdp", "deepspeed"])
+def test_what_is_not_finite_on_one_rank_is_no_update_on_all(request, kind):
+    runs = request.getfixturevalue("zero" if kind == "deepspeed" else "runs")
+    _close_in_fp32(losses(runs / f"poisoned_{kind}"), losses(runs / "poisoned_fp32"))
+    assert len(losses(runs / f"poisoned_{kind}")) == STEPS - 1 and len(losses(runs / "plain")) == STEPS
 
 
 @pytest.mark.parametrize(("name", "world"), [("ddp", 2), ("both", 4), ("fsdp", 4), ("zero", 2)])

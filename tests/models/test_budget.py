@@ -3,6 +3,7 @@ import torch
 from small_hnet import clips, encoder
 
 from polyspace.models.hnet.budget import merge_to
+from polyspace.models.vjepa.vit import HNetViT
 
 
 def random_runs(runs: int, dim: int = 5, clips: int = 3):
@@ -77,3 +78,16 @@ def test_where_content_decides_a_clip_has_its_share_of_chunks():
     assert runs[3] == 16 and runs[:3].min() > 16
     assert torch.equal(shared(video).num_chunks, (runs / 3).ceil().long().clamp_max(9))
     assert torch.equal(shared.encode(video, capped=False).valid.sum(1), runs)
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), 1e38])
+def test_pixels_that_are_no_numbers_come_to_an_end_and_leave_other_clips_alone(bad):
+    model = HNetViT.from_preset("tiny", dim=32, depth=1, heads=2).eval()
+    video = torch.randn(2, 6, 24, 24, 3)
+    spoilt = video.clone()
+    spoilt[1, 2:] = bad
+    with torch.no_grad():
+        for budget in (3, 7):
+            plain, found = (model(x, num_chunks=budget) for x in (video, spoilt))
+            assert torch.equal(found.tokens[0], plain.tokens[0]) and int(found.num_chunks[1]) <= budget

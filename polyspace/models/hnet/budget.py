@@ -79,7 +79,8 @@ def merge_to(
         most = int(live.sum(1).max())  # edges inside a part are of no more use
         order = live.to(torch.uint8).argsort(dim=1, descending=True, stable=True)[:, :most]
         a, b, live = (x.gather(1, order) for x in (a, b, live))
-        cost = torch.where(live, parts.cost(a, b), INFINITE)
+        dearest = torch.finfo(parts.size.dtype).max  # of what is no number too: else nothing merges, for ever
+        cost = torch.where(live, parts.cost(a, b).nan_to_num(dearest, dearest), INFINITE)
         chosen = live & _mutual(a, b, cost, parts.size.shape[1])
         number = int(chosen.sum(1).max())
         pick = chosen.to(torch.uint8).argsort(dim=1, descending=True, stable=True)[:, :number]

@@ -6,6 +6,8 @@ from typing import Generic, TypeVar
 import torch
 from torch import Tensor, nn
 
+from polyspace.utils.distrib import broadcast_
+
 M = TypeVar("M", bound=nn.Module)
 
 
@@ -27,8 +29,9 @@ class Ema(nn.Module, Generic[M]):
         return self
 
     @torch.no_grad()
-    def update(self, online: M, decay: float) -> None:
-        """target ← decay·target + (1 − decay)·online."""
+    def update(self, online: M, decay: float, broadcast: bool = False) -> None:
+        """target ← decay·target + (1 − decay)·online. All ranks come to the same by themselves, since their online
+        models are the same; with `broadcast` they take the first rank's."""
         if not 0 <= decay <= 1:
             raise ValueError(f"an EMA decay lies in 0..1, not {decay}")
         targets: list[Tensor] = list(self.model.parameters())
@@ -36,3 +39,5 @@ class Ema(nn.Module, Generic[M]):
         torch._foreach_lerp_(targets, sources, 1 - decay)
         for mine, theirs in zip(self.model.buffers(), online.buffers(), strict=True):
             mine.copy_(theirs)
+        if broadcast:
+            broadcast_([*targets, *self.model.buffers()])

@@ -53,6 +53,7 @@ def build_phase(encoder: HNetViT | TubeletViT, config: PretrainConfig, seed: int
         energy=c.energy,
         still=c.still,
         ema=c.ema,
+        ema_broadcast=c.ema_broadcast,
         budgets=c.budgets,
         budget_share=c.budget_share,
         region_share=c.region_share,
@@ -90,6 +91,8 @@ def run_pretrain(config: Any, folder: Path, machine: Machine) -> dict[str, Any]:
     """Train from where it stopped, write the target encoder and the pictures; returns the manifest's entry."""
     encoder = build_encoder(config.encoder)
     c: PretrainConfig = config.pretrain
+    if c.ema_broadcast and machine.kind == "fsdp":
+        raise UserError("pretrain.ema_broadcast has no meaning for --engine fsdp, where each rank has parts of its own")
     phase = build_phase(encoder, c, config.seed)
     check_clips(config.data, encoder, c.future_share)
     source, about = build_source(config.data, config.seed, folder)

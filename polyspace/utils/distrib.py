@@ -189,6 +189,13 @@ def agreed(item: T) -> T:
     return told[0]
 
 
+def broadcast_(tensors: Iterable[Tensor]) -> None:
+    """Each becomes the first rank's, in place; tensors that are whole on every rank."""
+    if is_distributed():
+        for tensor in tensors:
+            dist.broadcast(tensor, 0)
+
+
 def once(work: Callable[[], T]) -> T:
     """Done by the first rank while the others wait; all have its result, something small."""
     return agreed(work() if is_main() else None)  # type: ignore[return-value]

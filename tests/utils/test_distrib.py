@@ -8,6 +8,7 @@ import torch
 import torch.multiprocessing as mp
 import torch.nn.functional as F
 
+from polyspace.models.ema import Ema
 from polyspace.utils import distrib
 
 
@@ -35,6 +36,17 @@ def _rank(rank: int, world: int, port: int, out: str) -> None:
     (loss / world).backward()
     half = distrib.all_reduce_sum(torch.ones(2, dtype=torch.float16))
     torch.save((loss.detach(), local.grad, half, distrib.gather_objects(rank)), f"{out}/{rank}.pt")
+    few = full[: rank + 1].clone().requires_grad_()  # ranks with one and two rows
+    distrib.all_gather_cat(few).mul(weight.T[:3]).sum().backward()
+    told = distrib.once(lambda: f"said by {rank}"), distrib.agreed(rank)
+    online = torch.nn.Linear(2, 2)
+    targets = []
+    for shared in (False, True):
+        ema = Ema(torch.nn.Linear(2, 2).requires_grad_(False))
+        torch.nn.init.constant_(ema.model.weight, float(rank))
+        ema.update(online, 0.5, shared)
+        targets.append(ema.model.weight)
+    torch.save((few.grad, told, targets), f"{out}/more_{rank}.pt")
     distrib.shutdown()
 
 
@@ -52,6 +64,10 @@ def test_gathered_and_summed_gradients_equal_those_of_one_process(tmp_path, worl
         torch.testing.assert_close(got, loss.detach(), rtol=1e-12, atol=0)
         torch.testing.assert_close(grad, full.grad[2 * rank : 2 * rank + 2], rtol=1e-12, atol=1e-12)
         assert half.dtype == torch.float16 and half.tolist() == [world, world] and ranks == [0, 1]
+    (one, told, first), (two, also_told, second) = (torch.load(tmp_path / f"more_{r}.pt") for r in range(world))
+    assert torch.equal(torch.cat([one, two]), world * weight.T[:3])  # of unequal rows, from both ranks' losses
+    assert told == also_told == ("said by 0", 0)
+    assert not torch.equal(first[0], second[0]) and torch.equal(first[1], second[1])  # without and with a broadcast
 
 
 def test_recomputing_a_sequence_changes_no_value_and_no_gradient():

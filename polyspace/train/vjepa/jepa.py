@@ -72,6 +72,7 @@ class JepaSettings:
     energy: Kind = "l1"
     still: float = 0.0
     ema: tuple[float, float] = (0.99, 0.99)
+    ema_broadcast: bool = False
     budgets: tuple[float, float] | None = None
     budget_share: float = 0.5
     region_share: float = 0.0
@@ -198,7 +199,8 @@ class JepaPhase(Phase):
 
     def after_update(self, step: int) -> None:
         start, end = self.settings.ema
-        self.target.update(self.encoder, cosine_schedule(step, self.settings.total_steps, start, end))
+        decay = cosine_schedule(step, self.settings.total_steps, start, end)
+        self.target.update(self.encoder, decay, self.settings.ema_broadcast)
 
     def alarm(self, metrics: dict[str, Any]) -> str | None:
         return collapse_alarm(metrics, self.encoder.dim)

@@ -30,6 +30,7 @@ class PretrainConfig(TrainingConfig):
     steps: int = Field(3500, ge=1, description="updates")
     batch: int = Field(4, ge=1, description="clips an update")
     ema: tuple[Share, Share] = Field((0.99, 0.99), description="decay of the target at the first and the last step")
+    ema_broadcast: bool = Field(False, description="ranks take the first one's target after each update")
     predictor_width: int = Field(64, ge=8, description="dims of the predictor's tokens")
     predictor_depth: int = Field(2, ge=1, description="blocks of the predictor")
     predictor_heads: int = Field(4, ge=1, description="heads of the predictor")

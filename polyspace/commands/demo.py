@@ -50,13 +50,13 @@ class DemoConfig(Config):
 
 def alignment_lines(config: DemoConfig) -> list[Line]:
     """(main, line) from clips to the evaluated heads."""
-    out, data = config.out, config.out / "data"
-    teachers = " ".join(TEACHERS)
-    places = " ".join(f"{name}={assets() / name}" for name in (config.student, *TEACHERS))
+    out = shlex.quote(str(config.out))  # what follows a quoted part belongs to the same word
+    data, teachers = f"{out}/data", " ".join(TEACHERS)
+    places = " ".join(f"{name}={shlex.quote(str(assets()))}/{name}" for name in (config.student, *TEACHERS))
     backbones = f"--student {config.student} --teachers {teachers} --checkpoint {places} --frames {config.frames}"
     source = f"--dataset {DATASET} --root {data} {backbones} --strict"
-    features, converters = out / "features", out / "converters" / "converters_ep10.pt"
-    fusion = out / "fusion" / f"fusion_ep{config.epochs}.pt"
+    features, converters = f"{out}/features", f"{out}/converters/converters_ep10.pt"
+    fusion = f"{out}/fusion/fusion_ep{config.epochs}.pt"
     made = f"--layout {DATASET} --out {data} --clips {config.clips * config.classes} --classes {config.classes}"
     return [
         (synthetic.main, f"synth {made} --seed {config.seed} --height {RENDERED} --width {RENDERED} --frames {FRAMES}"),
@@ -65,12 +65,12 @@ def alignment_lines(config: DemoConfig) -> list[Line]:
         (
             train_converter.main,
             f"train-converter --features {features}/features_{DATASET}_train.json --teachers {teachers} "
-            f"--save_dir {converters.parent}",
+            f"--save_dir {out}/converters",
         ),
         (
             train_fusion.main,
             f"train-fusion {source} --split train --features {features} --converters {converters} --batch 32 "
-            f"--epochs {config.epochs} --lr 1e-3 --seed {config.seed} --save_dir {fusion.parent}",
+            f"--epochs {config.epochs} --lr 1e-3 --seed {config.seed} --save_dir {out}/fusion",
         ),
         (
             eval_downstream.main,
@@ -80,26 +80,25 @@ def alignment_lines(config: DemoConfig) -> list[Line]:
         (
             labels_curve.main,
             f"labels-curve {source} --split validation --features {features} --converters {converters} "
-            f"--seeds {config.curve_seeds} --out {out / 'labels_curve'}",
+            f"--seeds {config.curve_seeds} --out {out}/labels_curve",
         ),
     ]
 
 
 def use_lines(config: DemoConfig) -> list[Line]:
     """(main, line) of what is done with the result: text, one folder for all, an index moved to a teacher's space."""
-    out, student = config.out, config.student
-    converters, fusion = out / "converters" / "converters_ep10.pt", out / "fusion" / f"fusion_ep{config.epochs}.pt"
-    bundled = f"bundle --converters {converters} --fusion {fusion} --out {out / 'bundle'}"
+    out, student = shlex.quote(str(config.out)), config.student
+    converters, fusion = f"{out}/converters/converters_ep10.pt", f"{out}/fusion/fusion_ep{config.epochs}.pt"
+    bundled = f"bundle --converters {converters} --fusion {fusion} --out {out}/bundle"
     bundled += f" --evaluation {out}/fusion/eval_{DATASET}_validation.json"
-    stored, own, moved = (out / "features", out / "indexes" / student, out / "indexes" / TEACHERS[0])
+    stored, own, moved = (f"{out}/features", f"{out}/indexes/{student}", f"{out}/indexes/{TEACHERS[0]}")
     lines: list[Line] = []
     if student == "hnet_vjepa":
-        given = f"data.dataset={DATASET} data.root={out / 'data'} data.frames={TAKEN} data.size={SIDE} "
-        given += f"language.steps={config.language_steps}"
-        sets = " ".join(f"--set {item}" for item in given.split())
-        start = f"--init_from {assets() / student} --seed {config.seed}"
-        lines.append((phases.main, f"train --work_dir {out / 'run'} --sequence language {start} {sets}"))
-        bundled += f" --run {out / 'run'}"
+        given = [f"data.dataset={DATASET}", f"data.root={out}/data", f"data.frames={TAKEN}", f"data.size={SIDE}"]
+        sets = " ".join(f"--set {item}" for item in [*given, f"language.steps={config.language_steps}"])
+        start = f"--init_from {shlex.quote(str(assets()))}/{student} --seed {config.seed}"
+        lines.append((phases.main, f"train --work_dir {out}/run --sequence language {start} {sets}"))
+        bundled += f" --run {out}/run"
     lines += [
         (gather.main, bundled),
         (export_index.main, f"export-index --features {stored}/features_{DATASET}_train.json --space {student} "
@@ -112,13 +111,13 @@ def use_lines(config: DemoConfig) -> list[Line]:
 
 def search_lines(config: DemoConfig) -> list[Line]:
     """(main, line) of a search by words among the validation clips."""
-    out = config.out
-    clips = f"--dataset {DATASET} --root {out / 'data'} --split validation"
+    out = shlex.quote(str(config.out))
+    clips = f"--dataset {DATASET} --root {out}/data --split validation"
     asked = " ".join(shlex.quote(text) for text in sentences(validation(config)))
     return [
-        (index.main, f"index --bundle {out / 'bundle'} {clips} --space language --out {out / 'indexes' / 'language'}"),
-        (search.main, f"search --bundle {out / 'bundle'} --index {out / 'indexes' / 'language'} --k 3 --text {asked} "
-         f"--out {out / 'search.json'}"),
+        (index.main, f"index --bundle {out}/bundle {clips} --space language --out {out}/indexes/language"),
+        (search.main, f"search --bundle {out}/bundle --index {out}/indexes/language --k 3 --text {asked} "
+         f"--out {out}/search.json"),
     ]  # fmt: skip
 
 

@@ -38,7 +38,7 @@ def rng_state() -> dict[str, Any]:
     version, words, gauss = random.getstate()
     return {
         "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        "cuda": [torch.cuda.get_rng_state()] if torch.cuda.is_available() else [],
         "numpy": [name, torch.from_numpy(keys.astype(np.int64)), *rest],
         "python": [version, list(words), gauss],
     }
@@ -47,7 +47,7 @@ def rng_state() -> dict[str, Any]:
 def restore_rng(state: dict[str, Any]) -> None:
     torch.set_rng_state(state["torch"])
     if state["cuda"] and torch.cuda.is_available():
-        torch.cuda.set_rng_state_all(state["cuda"])
+        torch.cuda.set_rng_state(state["cuda"][0])
     name, keys, *rest = state["numpy"]
     np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))
     version, words, gauss = state["python"]
@@ -59,6 +59,9 @@ def save_checkpoint(folder: Path, step: int, engine: Engine, trainer: dict[str, 
     come here; the first writes what all have."""
     place = folder / f"step_{step:06d}"
     trainer = trainer | {"step": step, "rng": rng_state()}
+    if is_main():
+        shutil.rmtree(place, ignore_errors=True)  # of a run that was killed here, perhaps with another engine
+    barrier()
     model, optimizer = engine.model_state(), engine.optimizer_state()
     if engine.sharded:
         _write_parts(place / SHARDED, model, optimizer)
@@ -78,9 +81,6 @@ def save_checkpoint(folder: Path, step: int, engine: Engine, trainer: dict[str, 
 def _write_parts(place: Path, model: dict[str, Tensor], optimizer: dict[str, Tensor]) -> None:
     import torch.distributed.checkpoint as dcp  # a second of import that one process need not pay
 
-    if is_main():
-        shutil.rmtree(place, ignore_errors=True)  # of a run that was killed here, perhaps with more ranks
-    barrier()
     state = {f"model/{k}": v for k, v in model.items()} | {f"optimizer/{k}": v for k, v in optimizer.items()}
     dcp.save(state, storage_writer=dcp.HuggingFaceStorageWriter(str(place), save_distributed=True))
 

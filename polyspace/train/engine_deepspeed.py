@@ -29,7 +29,7 @@ def check_deepspeed(alone: bool, precision: Precision) -> None:
     if importlib.util.find_spec("deepspeed") is None:
         raise UserError("--use_deepspeed 1 needs the package deepspeed: pip install 'polyspace[deepspeed]'")
     if alone:
-        raise UserError("--use_deepspeed 1 needs a launcher: deepspeed --num_gpus=N main.py …, or torchrun")
+        raise UserError("--use_deepspeed 1 needs at least two ranks: deepspeed --num_gpus=2 main.py …, or torchrun")
     if precision == "fp64":
         raise UserError("--precision fp64 is not for DeepSpeed; use ddp or fsdp")
 
@@ -42,9 +42,12 @@ def read_config(path: Path) -> dict[str, Any]:
         raise UserError(f"--deepspeed_config {path} does not exist") from error
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"--deepspeed_config {path} is not valid JSON ({error})") from error
-    stage = values.get("zero_optimization", {}).get("stage", 0)
-    if stage > 2:
-        raise UserError(f"--deepspeed_config {path}: ZeRO stage {stage}; use --engine fsdp to share parameters too")
+    zero = values.get("zero_optimization") if isinstance(values, dict) else None
+    if not isinstance(zero, dict):
+        raise UserError(f"--deepspeed_config {path} has no section zero_optimization with a stage of 1 or 2")
+    if zero.get("stage") not in (1, 2):
+        more = "; use --engine fsdp to share parameters too" if zero.get("stage") == 3 else ", not 1 or 2"
+        raise UserError(f"--deepspeed_config {path}: ZeRO stage {zero.get('stage')}{more}")
     for key in OURS:
         if key in values:
             raise UserError(f"--deepspeed_config {path}: '{key}' is set by the phase's configuration; leave it out")

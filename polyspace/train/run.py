@@ -19,9 +19,9 @@ from polyspace.train.machine import describe, make_machine
 from polyspace.train.probe_train import ProbeConfig
 from polyspace.train.vjepa.pretrain_config import DataConfig, PretrainConfig
 from polyspace.utils.checkpoint_io import read_json, sha256_file, sha256_json, try_writing, write_json
-from polyspace.utils.distrib import initialize, is_distributed, lost_ranks, once, shutdown, world_size
+from polyspace.utils.distrib import initialize, is_distributed, is_main, lost_ranks, once, shutdown, world_size
 from polyspace.utils.errors import UserError, did_you_mean
-from polyspace.utils.log import say
+from polyspace.utils.log import say, warn
 from polyspace.utils.misc import set_seed
 from polyspace.utils.run_info import run_info
 
@@ -81,6 +81,24 @@ def check(config: RunConfig, names: Sequence[str]) -> None:
             encoder_folder(own or None, config.work_dir, name)
 
 
+def dividing(config: RunConfig, names: Sequence[str], ranks: int) -> RunConfig:
+    """The configuration with batches that these phases can share out. One that was asked for and doesn't divide is a
+    UserError; a default one becomes the next that does."""
+    for name in names:
+        section = getattr(config, name)
+        share = section.accumulate * ranks
+        if section.batch % share == 0:
+            continue
+        if "batch" in section.model_fields_set:
+            where = f"{section.accumulate} micro-batches on {ranks} ranks"
+            raise UserError(f"{name}.batch: a batch of {section.batch} does not divide into {where}")
+        batch = -(-section.batch // share) * share
+        if is_main():
+            warn(f"{name}.batch is {batch} instead of {section.batch}, so that each of {ranks} ranks has its part")
+        config = config.model_copy(update={name: section.model_copy(update={"batch": batch})})
+    return config
+
+
 def run(config: RunConfig) -> dict[str, Any]:
     """Run what is not finished yet and return the manifest, which is written after every phase."""
     names = phases_of(config.sequence)
@@ -88,6 +106,7 @@ def run(config: RunConfig) -> dict[str, Any]:
         raise UserError("several ranks would each run the whole job in one folder: torchrun starts main.py only")
     engine = "deepspeed" if config.use_deepspeed else config.engine
     machine = make_machine(config.device, engine, config.precision, config.context, config.deepspeed_config)
+    config = dividing(config, names, machine.world.data_size)
     check(config, names)
     manifest = once(lambda: _begin(config))
     if is_distributed():
@@ -143,7 +162,7 @@ def main(argv: Sequence[str]) -> int:
         about="Train H-Net V-JEPA phase by phase; without data, on generated clips with a small model.",
         example="python main.py --work_dir outputs --sequence pretrain,language,probe,action",
     )
-    initialize(60 * config.timeout)
+    initialize(60 * config.timeout, cpu=config.device == "cpu")
     with lost_ranks(config.timeout):
         manifest = run(config)
         page = once(lambda: write_pipeline_report(config.work_dir, manifest, "PolySpace run", []))

@@ -42,22 +42,24 @@ def is_main() -> bool:
     return rank() == 0
 
 
-def initialize(timeout_s: float = 1800.0) -> None:
-    """Join the group that a launcher announces (nccl where there is a GPU, else gloo); nothing without a launcher.
-    UserError where the environment names several ranks and not where they meet."""
+def initialize(timeout_s: float = 1800.0, cpu: bool = False) -> None:
+    """Join the group that a launcher announces (nccl where there is a GPU and `cpu` is not asked for, else gloo);
+    nothing without a launcher. UserError where the environment names several ranks and not where they meet."""
     if is_distributed() or int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return
     lacking = [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
     if lacking:
         said = f"WORLD_SIZE is {os.environ['WORLD_SIZE']}, but {', '.join(lacking)} is not set"
         raise UserError(f"{said}: start several ranks with torchrun, or unset WORLD_SIZE")
-    if torch.cuda.is_available():
+    gpu = torch.cuda.is_available() and not cpu
+    if gpu:
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
-    backend = "nccl" if torch.cuda.is_available() else "gloo"
+    backend = "nccl" if gpu else "gloo"
     timeout = datetime.timedelta(seconds=timeout_s)
     store, me, ranks = next(iter(dist.rendezvous("env://", timeout=timeout)))
-    # torchrun restarts ranks with the store of those before, where the addresses of dead ones still stand
-    store = dist.PrefixStore(f"attempt_{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+    if os.environ.get("GROUP_WORLD_SIZE", "1") == "1":  # of several nodes each counts its own restarts
+        # torchrun restarts ranks with the store of those before, where the addresses of dead ones still stand
+        store = dist.PrefixStore(f"attempt_{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
     dist.init_process_group(backend, store=store, rank=me, world_size=ranks, timeout=timeout)
 
 

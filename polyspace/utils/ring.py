@@ -24,7 +24,8 @@ class Transfer:
 
     def __init__(self, sent: Tensor, places: int, group: dist.ProcessGroup) -> None:
         rank, size = dist.get_rank(group), dist.get_world_size(group)
-        self._sent, self._got = sent, torch.empty_like(sent)  # both must live until the transfer is over
+        self._sent: Tensor | None = sent  # both must live until the transfer is over
+        self._got = torch.empty_like(sent)
         to, source = (dist.get_global_rank(group, (rank + p) % size) for p in (places, -places))
         self._works = dist.batch_isend_irecv(
             [dist.P2POp(dist.isend, sent, to, group), dist.P2POp(dist.irecv, self._got, source, group)]
@@ -33,6 +34,7 @@ class Transfer:
     def wait(self) -> Tensor:
         for work in self._works:
             work.wait()
+        self._sent = None  # its memory is wanted
         return self._got
 
 
@@ -59,15 +61,17 @@ class Ring:
         """(direction, hop, keys, values) of every rank's block: the own one first, as (0, 0)."""
         packed = torch.cat([k.flatten(), v.flatten()])
         coming = {way: Transfer(packed, way, self.group) for way, far in self.reach.items() if far}
+        del packed
         yield 0, 0, k, v
         for hop in range(1, self.reach[+1] + 1):
             for way in (+1, -1):
                 if hop > self.reach[way]:
                     continue
-                here = coming[way].wait()
+                here = coming.pop(way).wait()
                 if hop < self.reach[way]:
                     coming[way] = Transfer(here, way, self.group)
                 yield way, hop, here[: k.numel()].view(k.shape), here[k.numel() :].view(v.shape)
+                del here
 
     def seen(self, holder: int, length: int) -> tuple[slice, slice, bool] | None:
         """Own queries that see keys of that rank's block of `length`, these keys, and if each sees up to its own."""

@@ -71,6 +71,8 @@ class _RingAttention(torch.autograd.Function):
                     )
                     dq[:, :, rows] += dq_part
                     sums.add(keys, dk, dv, dbias)
+                    del dq_part, dk, dv, dbias
+                del k_there, v_there  # the memory of a block, and of its gradients, for those that come and go
                 if hop > 1:
                     sums.flat += carried[way].wait()
                 if hop:

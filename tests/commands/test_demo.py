@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 from pathlib import Path
 
 import pytest
@@ -66,3 +67,11 @@ def test_sentences_are_of_other_classes_and_other_objects():
 
     clips = [clip(0, 0, "red disc"), clip(1, 0, "blue ring"), clip(2, 1, "red disc"), clip(3, 1, "blue ring")]
     assert sentences(clips) == [clips[0].text, clips[3].text]
+
+
+@pytest.mark.parametrize("student", ["hnet_vjepa", "vjepa2"])
+def test_lines_keep_a_folder_with_a_space_in_one_word(student):
+    config = DemoConfig(out=Path("my demo"), student=student)
+    for _, line in [*alignment_lines(config), *use_lines(config)]:
+        words = shlex.split(line)
+        assert "demo" not in {word.split("/")[0] for word in words} and any("my demo/" in word for word in words)

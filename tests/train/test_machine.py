@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from polyspace.config import run_command
+from polyspace.config import run_command, validate
 from polyspace.train.engine_deepspeed import full_config, read_config
 from polyspace.train.machine import describe, make_machine
-from polyspace.train.run import main
+from polyspace.train.run import RunConfig, dividing, main
 from polyspace.train.settings import TrainingConfig
 from polyspace.utils.errors import UserError
 
@@ -36,7 +36,9 @@ def test_what_does_not_go_together_is_refused(given, said):
         make_machine("cpu", **given)
 
 
-@pytest.mark.parametrize(("found", "said"), [(None, r"pip install 'polyspace\[deepspeed\]'"), (1, "needs a launcher")])
+@pytest.mark.parametrize(
+    ("found", "said"), [(None, r"pip install 'polyspace\[deepspeed\]'"), (1, "at least two ranks")]
+)
 def test_deepspeed_needs_its_package_and_a_launcher(found, said, monkeypatch, capsys, tmp_path):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: found)
     line = ["--use_deepspeed", "1", "--deepspeed_config", str(ZERO), "--work_dir", str(tmp_path / "out")]
@@ -68,7 +70,10 @@ def test_a_contradiction_in_deepspeeds_file_names_the_key(tmp_path, changes, sai
         full_config(read_config(path), path, TrainingConfig(batch=32), 2)
 
 
-@pytest.mark.parametrize(("text", "said"), [(None, "does not exist"), ("{", "is not valid JSON")])
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [(None, "does not exist"), ("{", "is not valid JSON"), ("[]", "no section zero"), ("{}", "no section zero")],
+)
 def test_a_missing_or_broken_file_is_named(tmp_path, text, said):
     path = tmp_path / "zero.json"
     if text is not None:
@@ -79,5 +84,17 @@ def test_a_missing_or_broken_file_is_named(tmp_path, text, said):
 
 def test_half_precision_of_deepspeed_may_be_switched_off(tmp_path):
     path = tmp_path / "zero.json"
-    path.write_text(json.dumps({"bf16": {"enabled": False}}))
-    assert read_config(path) == {"bf16": {"enabled": False}}
+    values = {"bf16": {"enabled": False}, "zero_optimization": {"stage": 1}}
+    path.write_text(json.dumps(values))
+    assert read_config(path) == values
+
+
+def test_a_default_batch_grows_to_what_the_ranks_can_share_and_a_given_one_is_an_error(capsys):
+    made = dividing(RunConfig(), ["pretrain", "language"], 8)
+    assert (made.pretrain.batch, made.language.batch) == (8, 64) and dividing(
+        RunConfig(), ["pretrain"], 2
+    ) == RunConfig()
+    assert "pretrain.batch is 8 instead of 4" in capsys.readouterr().err
+    given = validate(RunConfig, {"probe": {"batch": 6, "accumulate": 2}})
+    with pytest.raises(UserError, match=r"probe\.batch: a batch of 6 does not divide into 2 micro-batches on 2 ranks"):
+        dividing(given, ["probe"], 2)

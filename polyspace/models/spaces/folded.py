@@ -1,7 +1,8 @@
 """A converter for many vectors: standardising and back-transforming are folded into its matrices.
 
 ResidualMLP is linear(x) + (GELU((x − μ)/σ · W₁ + b₁) · W₂ + b₂) · back. With V₁ = W₁/σ and V₂ = W₂ · back it is
-x · W + GELU(x · V₁ + c₁) · V₂ + c₂: a product less, and nothing else but GELU.
+x · W + GELU((x − μ) · V₁ + b₁) · V₂ + c₂: a product less. (μ · V₁ is not folded into b₁: where a mean is large beside
+its spread, x · V₁ would cancel against it and leave little.)
 """
 
 import torch
@@ -17,18 +18,17 @@ class FoldedConverter:
     and for a linear converter bit for bit."""
 
     def __init__(self, converter: Converter) -> None:
-        self.inner: tuple[Tensor, Tensor, Tensor] | None = None  # V₁ (d,h), c₁ (h,), V₂ (h,e)
+        self.inner: tuple[Tensor, Tensor, Tensor, Tensor] | None = None  # μ (d,), V₁ (d,h), b₁ (h,), V₂ (h,e)
         if not isinstance(converter, ResidualMLP):
             self.weight, self.bias = converter.weight, converter.bias
             return
         first, last = converter.mlp[0], converter.mlp[2]
         assert isinstance(first, nn.Linear) and isinstance(last, nn.Linear)
         with torch.no_grad():
-            back, mean, std = (x.double() for x in (converter.back, converter.mean, converter.std))
+            back, std = converter.back.double(), converter.std.double()
             into = first.weight.double().T / std[:, None]
-            shift = first.bias.double() - mean @ into
             added = last.weight.double().T @ back
-            self.inner = into.float().contiguous(), shift.float(), added.float().contiguous()
+            self.inner = converter.mean, into.float().contiguous(), first.bias.detach(), added.float().contiguous()
             self.weight = converter.linear.weight
             self.bias = (converter.linear.bias.double() + last.bias.double() @ back).float()
 
@@ -37,5 +37,5 @@ class FoldedConverter:
         """`out` becomes the conversion of x."""
         torch.mm(x, self.weight, out=out).add_(self.bias)
         if self.inner is not None:
-            into, shift, added = self.inner
-            out.addmm_(F.gelu(torch.addmm(shift, x, into)), added)
+            mean, into, shift, added = self.inner
+            out.addmm_(F.gelu(torch.addmm(shift, x - mean, into)), added)

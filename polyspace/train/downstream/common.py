@@ -90,7 +90,7 @@ def fit_phase(
     c = config
     engine = machine.engine(phase, c)
     before = folder / "first.json"
-    if distrib.agreed(not before.is_file()):
+    if distrib.agreed(not (before.is_file() and (folder / "latest").is_file())):
         scores = engine.evaluate(0)
         if distrib.is_main():
             write_json(before, {"step": 0, **scores})

@@ -25,7 +25,8 @@ def spawn(world: int, runs: list[tuple[str, str, int, str]], out) -> None:
 
 def losses(folder) -> torch.Tensor:
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return torch.tensor([[row["loss"], row["energy"], row["vicregl"], row["grad_norm"]] for row in rows]).double()
+    numbers = [[row["loss"], row["energy"], row["vicregl"], row["grad_norm"]] for row in rows]
+    return torch.tensor(numbers, dtype=torch.float64)
 
 
 def halfway(source, target):

@@ -79,7 +79,7 @@ def test_the_average_follows_its_schedule():
 
 def test_the_first_update_has_the_first_decay_and_the_last_one_the_last(tmp_path, monkeypatch):
     p, decays = phase("tubelet", ema=(0.5, 1.0), total_steps=3), []
-    monkeypatch.setattr(p.target, "update", lambda _, decay: decays.append(decay))
+    monkeypatch.setattr(p.target, "update", lambda _, decay, broadcast: decays.append(decay))
     engine = PlainEngine(p, build_adamw(p, 1e-3, 0.0), torch.device("cpu"))
     fit(engine, 8, lambda i: batch(len(i)), FitSettings(steps=3, batch=2, lr=1e-3), tmp_path)
     assert decays == pytest.approx([0.5, 0.75, 1.0])

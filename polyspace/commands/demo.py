@@ -127,13 +127,16 @@ def validation(config: DemoConfig) -> list[ClipRecord]:
 
 def sentences(records: Sequence[ClipRecord]) -> list[str]:
     """Captions of clips, one a class in turn, each of another object where there are enough."""
-    chosen: list[ClipRecord] = []
+    chosen: list[str] = []
+    labels, things = set(), set()
     for record in records:
-        thing = str(record.text).split(" in ")[0].split()[-2:]
-        fresh = all(record.label != c.label and thing != str(c.text).split(" in ")[0].split()[-2:] for c in chosen)
-        if record.text and fresh and len(chosen) < ASKED:
-            chosen.append(record)
-    return [str(record.text) for record in chosen]
+        text = record.text or ""
+        thing = " ".join(text.split(" in ")[0].split()[-2:])  # "moving a red disc in a circle …"
+        if text and record.label not in labels and thing not in things:
+            chosen.append(text)
+            labels.add(record.label)
+            things.add(thing)
+    return chosen[:ASKED]
 
 
 def first_clips(root: Path) -> dict[str, Any]:

@@ -14,11 +14,9 @@ import torch
 from torch import Tensor
 
 from polyspace.train.engine import SLOTS, PlainEngine, Precision
-from polyspace.train.phase import Phase
 from polyspace.train.settings import TrainingConfig
 from polyspace.utils.checkpoint_io import load_strict
 from polyspace.utils.errors import UserError
-from polyspace.utils.world import World
 
 OURS = ("optimizer", "scheduler")  # of the file: there is one optimizer and one schedule, the loop's
 HALVES = ("fp16", "bf16", "torch_autocast")
@@ -75,24 +73,14 @@ def full_config(values: dict[str, Any], where: Path, phase: TrainingConfig, rank
 class DeepSpeedEngine(PlainEngine):
     """`config`: what `full_config` made."""
 
-    def __init__(
-        self,
-        phase: Phase,
-        optimizer: torch.optim.Optimizer,
-        device: torch.device,
-        clip_norm: float | None = 1.0,
-        *,
-        precision: Precision = "fp32",
-        world: World | None = None,
-        config: dict[str, Any],
-    ) -> None:
+    def __init__(self, *args: Any, config: dict[str, Any], **options: Any) -> None:
         import deepspeed
 
-        super().__init__(phase, optimizer, device, clip_norm, precision=precision, world=world)
+        super().__init__(*args, **options)
         self.runner: Any
         self.zero: Any  # around `optimizer`, whose groups then hold this rank's parts
         self.runner, self.zero, *_ = deepspeed.initialize(
-            model=self.phase, optimizer=optimizer, config=config, dist_init_required=False
+            model=self.phase, optimizer=self.optimizer, config=config, dist_init_required=False
         )
         self.module = self.runner
 

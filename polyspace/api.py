@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from huggingface_hub import ModelHubMixin, snapshot_download
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from polyspace.bundle.files import load_bundle, save_bundle
@@ -28,12 +28,14 @@ from polyspace.models.backbones.hnet_vjepa import HouseBackbone
 from polyspace.models.language import TextEncoder, TwoTowers
 from polyspace.models.spaces.tokens import resample_tokens
 from polyspace.models.vjepa.encoded import Encoded
+from polyspace.models.vjepa.look import chunk_maps
 from polyspace.models.vjepa.vit import HNetViT
 from polyspace.train.alignment.fusion_phase import LABELS
 from polyspace.train.alignment.stores import check_space
 from polyspace.train.downstream.saved_probe import Probe, load_probe
 from polyspace.train.language_align import load_language
 from polyspace.utils.checkpoint_io import read_json
+from polyspace.utils.chunk_map import ChunkMap, tubelets
 from polyspace.utils.errors import UserError, did_you_mean
 from polyspace.utils.misc import get_device
 
@@ -244,6 +246,19 @@ class PolySpace(ModelHubMixin):
     def prepare(self, videos: Sequence[Video]) -> Float[Tensor, "B T H W 3"]:
         """Videos as the student takes them in: frames sampled, resized, cropped, normalised."""
         return prepare_videos(videos, self.bundle.card.plan, self.bundle.sampling).to(self.device)
+
+    @torch.no_grad()
+    def look(self, video: Video, num_chunks: int | None = None) -> tuple[UInt8[np.ndarray, "T H W 3"], ChunkMap]:
+        """The frames as the student sees them (sampled, resized, cropped), and which of its tokens each cell belongs
+        to. A student that does not choose has a token a cell."""
+        clips = self.prepare([video])
+        plan = self.bundle.card.plan
+        levels = ((clips[0].cpu() * torch.tensor(plan.std) + torch.tensor(plan.mean)) - plan.offset) / plan.scale
+        frames = levels.round().clamp(0, 255).to(torch.uint8).numpy()
+        backbone = self._with_budget(num_chunks)
+        if not isinstance(backbone, HouseBackbone):
+            return frames, tubelets(self.bundle.card.grid)
+        return frames, chunk_maps(backbone.encoded(clips))[0]
 
     def _with_budget(self, num_chunks: int | None) -> Any:
         if num_chunks is None:

@@ -256,3 +256,15 @@ def test_clips_are_found_by_words_and_by_example_in_an_index(ps, made, clip, tmp
     (tmp_path / "vivit" / "index.json").write_text(json.dumps(about))
     with pytest.raises(UserError, match="other weights of vivit"):
         ps.nearest(clip, tmp_path / "vivit")
+
+
+def test_a_clip_can_be_looked_at(ps, clip):
+    frames, chunks = ps.look(clip)
+    assert frames.shape == (6, 24, 24, 3) and frames.dtype == np.uint8
+    assert chunks.owner.shape == (3, 3, 3) and chunks.tokens == len(chunks.centroids)
+    back = (torch.from_numpy(frames).float() / 255 - torch.tensor(ps.bundle.card.plan.mean)) / torch.tensor(
+        ps.bundle.card.plan.std
+    )
+    assert (back - ps.prepare([clip])[0]).abs().max() < 0.02
+    _, fewer = ps.look(clip, num_chunks=4)
+    assert fewer.tokens == 4

@@ -18,7 +18,7 @@ def test_a_map_counts_its_tokens_and_places_them(budget):
     for m, valid in zip(maps, known.valid, strict=True):
         assert m.tokens == int(valid.sum())
         assert m.owner.shape == known.cells.grid
-        assert 0 <= m.owner.min() and m.owner.max() < m.tokens
+        assert m.owner.min() >= 0 and m.owner.max() < m.tokens
         assert m.sizes.sum() == pytest.approx(m.owner.size, rel=1e-4)
         assert np.isfinite(m.centroids).all() and (m.centroids <= np.array(m.owner.shape) - 1 + 1e-4).all()
 

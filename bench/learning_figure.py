@@ -14,7 +14,7 @@ from polyspace.data.moving import MovingClips, motion_of, normalise
 from polyspace.models.vjepa.vit import HNetViT
 from polyspace.report.chunk_figures import chunks_figure
 from polyspace.report.figures import plt, save_figure
-from polyspace.train.pretrain import looks_at
+from polyspace.train.vjepa.looks import looks_at
 from polyspace.utils.checkpoint_io import read_json
 from polyspace.utils.log import say
 
@@ -73,8 +73,8 @@ def chunk_figures(encoder: HNetViT, clips: MovingClips, stem: Path, count: int =
     video = clips.video[:count]
     encoded = encoder.encode(normalise(video))
     number, motion = encoded.valid.sum(1), motion_of(video)
-    first = normalise(video[:4])
-    shown = chunks_figure(first, looks_at(encoder, first), stem.with_name(f"{stem.name}_chunks.png"))
+    looks = looks_at(encoder, normalise(video[:4]), {"mean": [0.45] * 3, "std": [0.25] * 3})
+    shown = save_figure(chunks_figure(looks), stem.with_name(f"{stem.name}_chunks.png"))
     figure, axis = plt.subplots(figsize=(4.6, 3.4))
     axis.plot(motion.tolist(), number.tolist(), ".", color=COLOURS["hnet_vjepa"])
     rank = spearmanr(number, motion).statistic

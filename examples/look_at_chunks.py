@@ -7,8 +7,9 @@ import argparse
 from pathlib import Path
 
 import polyspace
-from polyspace.models.vjepa.vit import HNetViT
-from polyspace.report.chunk_figures import Look, chunks_figure
+from polyspace.report.chunk_figures import chunks_figure
+from polyspace.report.figures import save_figure
+from polyspace.utils.looks_file import Looks
 
 
 def main() -> None:
@@ -19,17 +20,12 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("chunks.png"))
     args = parser.parse_args()
     ps = polyspace.load(args.run, device="cpu")
-    encoder = getattr(ps.backbone, "encoder", None)
-    if not isinstance(encoder, HNetViT):
-        raise SystemExit(f"the student of {args.run} does not choose its tokens")
-    video = ps.prepare([args.clip])
-    seen = {"by content": encoder(video)} | {f"of {n}": encoder(video, num_chunks=n) for n in args.budgets}
-    looks = []
-    for name, features in seen.items():
-        owner = features.assignment.argmax(-1).view(1, *features.grid)  # the chunk that a cell belongs to most
-        looks.append(Look(f"chunks ({name})", owner, features.num_chunks))
-        print(f"{name}: {features.num_chunks.item()} tokens for {owner.numel()} cells")
-    print(chunks_figure(video, looks, args.out))
+    frames, chunks = ps.look(args.clip)
+    maps = {"chunks (by content)": [chunks]}
+    maps |= {f"chunks (of {n})": [ps.look(args.clip, num_chunks=n)[1]] for n in args.budgets}
+    for way, (one,) in maps.items():
+        print(f"{way}: {one.tokens} tokens for {one.owner.size} cells")
+    print(save_figure(chunks_figure(Looks(frames[None], maps)), args.out))
 
 
 if __name__ == "__main__":

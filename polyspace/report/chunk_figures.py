@@ -1,74 +1,134 @@
-"""Pictures of a pretraining run: its curves, and the chunks that the encoder chose."""
+"""Pictures of what an encoder does with clips: the chunks that it chose, what it could not foresee, how many tokens."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from torch import Tensor
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
 
+from polyspace.report.chunk_drawing import draw_chunks, palette, spread
 from polyspace.report.figures import curves_figure, plt, save_figure
+from polyspace.utils.chunk_map import ChunkMap
+from polyspace.utils.looks_file import Looks
 
-CURVES = {
-    "loss.png": ("loss", {"loss": "loss", "energy": "energy of hidden content"}),
-    "skill.png": ("skill (0: knows the median, 1: perfect)", {"skill": "skill"}),
-    "rank.png": ("effective rank of clip features", {"effective_rank": "effective rank"}),
-    "tokens.png": ("tokens a clip", {"chunks": "chunks of a whole clip, mean"}),
+# name of the picture -> (label of the axis, metric -> words)
+CURVES: dict[str, tuple[str, dict[str, str]]] = {
+    "loss": ("loss", {"loss": "loss", "energy": "energy of hidden content"}),
+    "skill": ("skill (0: knows the median, 1: perfect)", {"skill": "skill"}),
+    "rank": ("effective rank of clip features", {"effective_rank": "effective rank"}),
+    "tokens": ("tokens a clip", {"chunks": "chunks of a whole clip, mean"}),
 }
+HIGH = 96  # pixels of the shorter side of a drawn frame, at least
 
 
-@dataclass(frozen=True)
-class Look:
-    """One way to chunk some clips: what its chunks are called, the chunk of each cell (n,t,h,w), their number (n,)."""
-
-    word: str
-    owner: Tensor
-    number: Tensor
-
-
-def write_pictures(
-    folder: Path, history: Sequence[Mapping[str, Any]], video: Tensor | None, looks: Sequence[Look]
-) -> list[Path]:
-    """Curves over updates, and where the encoder makes chunks, the chunks of some clips: `video` normalised
-    (n,T,H,W,3)."""
-    made = []
-    for name, (label, keys) in CURVES.items():
-        series: dict[str, tuple[list[float], list[float]]] = {}
-        for key, title in keys.items():
-            rows = [row for row in history if key in row]
-            if rows:
-                series[title] = ([row["step"] for row in rows], [row[key] for row in rows])
-        if series:
-            made.append(curves_figure(series, folder / name, x_label="update", y_label=label))
-    if looks and video is not None:
-        made.append(chunks_figure(video, looks, folder / "chunks.png"))
+def write_pictures(folder: Path, history: Sequence[Mapping[str, Any]], looks: Looks | None) -> list[Path]:
+    """A run's curves over updates, and the chunks of some clips, as PNG files."""
+    made = [save_figure(figure, folder / f"{name}.png") for name, figure in history_figures(history).items()]
+    if looks is not None and looks.maps:
+        made.append(save_figure(chunks_figure(looks), folder / "chunks.png"))
     return made
 
 
-def chunks_figure(video: Tensor, looks: Sequence[Look], path: Path) -> Path:
-    """A row of frames for each clip and a row for each look at it; one column a time step: the step's first frame, and
-    the same with every chunk in a colour of its own, which a place keeps for as long as its chunk lasts."""
-    clips, steps = looks[0].owner.shape[:2]
-    every, rows = video.shape[1] // steps, 1 + len(looks)
-    figure, axes = plt.subplots(rows * clips, steps, figsize=(1.25 * steps, 1.25 * rows * clips), squeeze=False)
-    most = max(int(look.owner.max()) for look in looks) + 1
-    palette = 0.25 + 0.75 * np.random.default_rng(0).random((most, 3))
-    low, high = video.min().item(), video.max().item()
-    for i in range(clips):
-        for t in range(steps):
-            frame = ((video[i, t * every] - low) / max(high - low, 1e-6)).cpu().numpy()
-            pictures = [frame]
-            for look in looks:
-                cells = palette[look.owner[i, t].cpu().numpy()]
-                scale = (frame.shape[0] // cells.shape[0], frame.shape[1] // cells.shape[1])
-                pictures.append(0.35 * frame + 0.65 * cells.repeat(scale[0], 0).repeat(scale[1], 1))
-            for axis, picture in zip(axes[rows * i : rows * (i + 1), t], pictures, strict=True):
-                axis.imshow(picture.clip(0, 1), interpolation="nearest")
-                axis.set(xticks=[], yticks=[])
-            if i == 0:
-                axes[0, t].set_title(f"step {t}", fontsize=9)
-        words = ["clip", *(f"{int(look.number[i])} {look.word}" for look in looks)]
-        for axis, word in zip(axes[rows * i : rows * (i + 1), 0], words, strict=True):
-            axis.set_ylabel(word, fontsize=8)
-    return save_figure(figure, path)
+def history_figures(history: Sequence[Mapping[str, Any]]) -> dict[str, Figure]:
+    """The curves of `CURVES` that the logged lines hold something of."""
+    made = {}
+    for name, (label, keys) in CURVES.items():
+        series: dict[str, tuple[list[float], list[float]]] = {}
+        for key, title in keys.items():
+            rows = [row for row in history if key in row and not row.get("eval")]
+            if rows:
+                series[title] = ([row["step"] for row in rows], [row[key] for row in rows])
+        if series:
+            made[name] = curves_figure(series, x_label="update", y_label=label)
+    return made
+
+
+def chunks_figure(looks: Looks) -> Figure:
+    """A row of frames for each clip, and a row for each way of chunking it; one column a time step (its first frame).
+    A chunk keeps its colour as long as it lasts; a dot marks the middle of each, its area how many cells it has."""
+    ways = list(looks.maps)
+    steps = looks.maps[ways[0]][0].owner.shape[0]
+    n, rows = len(looks.frames), 1 + len(ways)
+    figure, axes = plt.subplots(rows * n, steps, figsize=(1.25 * steps, 1.25 * rows * n), squeeze=False)
+    for i, video in enumerate(looks.frames):
+        frames = [large(video[t * len(video) // steps]) for t in range(steps)]
+        _row(axes[rows * i], frames, "clip")
+        for axis, way in zip(axes[rows * i + 1 : rows * (i + 1)], ways, strict=True):
+            chunks = looks.maps[way][i]
+            colours = palette(chunks.tokens)
+            drawn = [draw_chunks(f, o, colours, fill=0.6) for f, o in zip(frames, chunks.owner, strict=True)]
+            _row(axis, drawn, f"{chunks.tokens} {way}")
+            _middles(axis, chunks, frames[0].shape[:2])
+    for t in range(steps):
+        axes[0, t].set_title(f"step {t}", fontsize=9)
+    return figure
+
+
+def mistakes_figure(looks: Looks) -> Figure:
+    """For each clip its frames with one mask over them, and below how far each cell's prediction was off, on average
+    over many masks."""
+    assert looks.hidden is not None and looks.error is not None
+    n, steps = looks.hidden.shape[:2]
+    figure, axes = plt.subplots(2 * n, steps, figsize=(1.25 * steps, 2.5 * n), squeeze=False, layout="constrained")
+    known = looks.error[np.isfinite(looks.error)]
+    low, high = (float(known.min()), float(known.max())) if len(known) else (0.0, 1.0)
+    image = None
+    for i, video in enumerate(looks.frames):
+        frames = [large(video[t * len(video) // steps]) for t in range(steps)]
+        _row(axes[2 * i], [_hide(f, m) for f, m in zip(frames, looks.hidden[i], strict=True)], "one mask")
+        for axis, error in zip(axes[2 * i + 1], looks.error[i], strict=True):
+            image = axis.imshow(error, cmap="viridis", vmin=low, vmax=high, interpolation="nearest")
+            axis.set(xticks=[], yticks=[])
+        axes[2 * i + 1, 0].set_ylabel("error", fontsize=8)
+    for t in range(steps):
+        axes[0, t].set_title(f"step {t}", fontsize=9)
+    figure.colorbar(image, ax=axes, label="energy of the prediction", fraction=0.03, shrink=0.6)
+    return figure
+
+
+def motion_figure(counted: Mapping[str, Any]) -> Figure:
+    """Tokens of clips against how much moves in them; title and line as the numbers say."""
+    figure, axis = plt.subplots(figsize=(5, 3.4))
+    axis.plot(counted["motion"], counted["tokens"], ".", color="#4878a8")
+    axis.axhline(counted["cells"], color="grey", linestyle="--", label=f"tubelets: {counted['cells']}")
+    title = ""
+    if counted.get("spearman") is not None and np.isfinite(counted["spearman"]):
+        low, high = counted["spearman_low"], counted["spearman_high"]
+        title = (
+            f"rank correlation {counted['spearman']:.2f}, 95 % [{low:.2f}, {high:.2f}], {len(counted['tokens'])} clips"
+        )
+    axis.set(xlabel="mean change between frames (levels of 255)", ylabel="tokens a clip")
+    axis.set_title(title, fontsize=9)
+    axis.set_ylim(0, counted["cells"] * 1.08)
+    axis.legend(fontsize=8)
+    return figure
+
+
+def large(frame: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Small frames enlarged by a whole factor, so that lines and dots on them are finer than their pixels."""
+    factor = max(1, -(-HIGH // min(frame.shape[:2])))
+    return spread(frame, frame.shape[0] * factor, frame.shape[1] * factor)
+
+
+def _hide(frame: NDArray[np.uint8], hidden: NDArray[np.bool_]) -> NDArray[np.uint8]:
+    out = frame.copy()
+    out[spread(hidden, *frame.shape[:2])] = 128
+    return out
+
+
+def _row(axes: NDArray, frames: Sequence[NDArray[np.uint8]], word: str) -> None:
+    for axis, frame in zip(axes, frames, strict=True):
+        axis.imshow(frame, interpolation="nearest")
+        axis.set(xticks=[], yticks=[])
+    axes[0].set_ylabel(word, fontsize=8)
+
+
+def _middles(axes: NDArray, chunks: ChunkMap, shape: tuple[int, ...]) -> None:
+    """A dot in the middle of each chunk, at the step nearest to it."""
+    steps, rows, columns = chunks.owner.shape
+    for (t, y, x), size in zip(chunks.centroids, chunks.sizes, strict=True):
+        at = ((x + 0.5) * shape[1] / columns, (y + 0.5) * shape[0] / rows)
+        axis = axes[int(np.clip(round(float(t)), 0, steps - 1))]
+        axis.scatter(*at, s=3 + 2 * float(size), facecolor="none", edgecolor="black", linewidth=0.8)

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from polyspace.report.figures import accuracy_figure, cka_figure, confusion_figure
+from polyspace.report.figures import accuracy_figure, cka_figure, confusion_figure, save_figure
 from polyspace.utils.checkpoint_io import write_json, write_text
 from polyspace.utils.log import table
 
@@ -174,10 +174,14 @@ def write_eval_files(result: dict[str, Any], folder: Path) -> None:
     stem = f"eval_{result['dataset']}_{result['split']}"
     marked = bool(result["stand_ins"])
     title = f"{data_name(result)}, fusion head"
-    confusion_figure(result["confusion"], result["classes"], folder / f"{stem}_confusion.png", title, marked)
-    accuracy_figure(result["heads"], result["chance"], folder / f"{stem}_accuracy.png", marked)
+    figures = {
+        "confusion": confusion_figure(result["confusion"], result["classes"], title),
+        "accuracy": accuracy_figure(result["heads"], result["chance"]),
+    }
     if result["cka"] is not None:
-        cka_figure(result["cka"]["spaces"], result["cka"]["debiased"], folder / f"{stem}_cka.png", marked)
+        figures["cka"] = cka_figure(result["cka"]["spaces"], result["cka"]["debiased"])
+    for name, figure in figures.items():
+        save_figure(figure, folder / f"{stem}_{name}.png", marked)
     write_text(folder / f"{stem}.md", "\n".join(_markdown(result, stem)) + "\n")
     write_json(folder / f"{stem}.json", result)
 

@@ -1,5 +1,7 @@
-"""Figures as PNG files: axes named, with units, and a watermark where a stand-in was used."""
+"""Figures from plain numbers: axes named, with units; as PNG files, or as SVG that takes the page's colours."""
 
+import io
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,28 +11,49 @@ import numpy as np
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
+from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 
 from polyspace.utils.checkpoint_io import atomic_file
 
 WATERMARK = "identity stand-in"
+INK = "#010203"  # black to the eye; in an SVG it becomes the colour of the page's text
+INKED = ("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color")
+matplotlib.rcParams.update(dict.fromkeys(INKED, INK) | {"legend.framealpha": 0})
 
 
-def save_figure(figure: Any, path: Path, watermark: bool = False) -> Path:
-    """Write a figure atomically and close it."""
-    if watermark:
-        outline = [withStroke(linewidth=3, foreground="white", alpha=0.5)]
-        place = {"ha": "center", "va": "center", "rotation": 28, "path_effects": outline}
-        figure.text(0.5, 0.5, WATERMARK, fontsize=44, color="red", alpha=0.5, **place)
+def save_figure(figure: Figure, path: Path, watermark: bool = False) -> Path:
+    """Write a figure as PNG, atomically, and close it."""
+    _mark(figure, watermark)
     with atomic_file(path) as file:
         figure.savefig(file, format="png", dpi=110, bbox_inches="tight")
     plt.close(figure)
     return path
 
 
-def confusion_figure(
-    counts: Sequence[Sequence[int]], classes: Sequence[str], path: Path, title: str, watermark: bool = False
-) -> Path:
+def svg_figure(figure: Figure, name: str, watermark: bool = False) -> str:
+    """A figure as an `<svg>` element without a background, and close it; `name` keeps its ids apart from others'."""
+    _mark(figure, watermark)
+    buffer = io.StringIO()
+    with matplotlib.rc_context({"svg.hashsalt": name}):
+        figure.savefig(buffer, format="svg", dpi=110, bbox_inches="tight", transparent=True, metadata={"Date": None})
+    plt.close(figure)
+    text = buffer.getvalue()
+    text = text[text.index("<svg") :].replace(INK, "currentColor")
+    text = re.sub(r"<metadata>.*?</metadata>", "", text, count=1, flags=re.DOTALL)
+    key = re.sub(r"\W+", "_", name)
+    text = re.sub(r'\bid="', f'id="{key}_', text)
+    return re.sub(r'((?:xlink:)?href="#|url\(#)', rf"\g<1>{key}_", text)
+
+
+def _mark(figure: Figure, watermark: bool) -> None:
+    if watermark:
+        outline = [withStroke(linewidth=3, foreground="white", alpha=0.5)]
+        place = {"ha": "center", "va": "center", "rotation": 28, "path_effects": outline}
+        figure.text(0.5, 0.5, WATERMARK, fontsize=44, color="red", alpha=0.5, **place)
+
+
+def confusion_figure(counts: Sequence[Sequence[int]], classes: Sequence[str], title: str) -> Figure:
     """Rows are true classes, columns predicted ones, colour the share of the row; classes without clips stay blank."""
     matrix = np.asarray(counts, dtype=float)
     present = matrix.sum(1) > 0
@@ -49,10 +72,10 @@ def confusion_figure(
         for i, j in np.argwhere(matrix > 0):
             colour = "black" if share[i, j] > 0.6 else "white"
             axis.text(j, i, f"{int(matrix[i, j])}", ha="center", va="center", fontsize=8, color=colour)
-    return save_figure(figure, path, watermark)
+    return figure
 
 
-def accuracy_figure(heads: Mapping[str, Mapping[str, Any]], chance: float, path: Path, watermark: bool = False) -> Path:
+def accuracy_figure(heads: Mapping[str, Mapping[str, Any]], chance: float) -> Figure:
     """Top-1 of each head with its 95 % interval, and the chance level."""
     names = list(heads)
     values = np.array([heads[n]["top1"] for n in names])
@@ -64,10 +87,10 @@ def accuracy_figure(heads: Mapping[str, Mapping[str, Any]], chance: float, path:
     axis.set(xlabel="top-1 accuracy (95 % bootstrap interval over clips)", xlim=(0, 1))
     axis.invert_yaxis()
     axis.legend(loc="lower left", bbox_to_anchor=(0, 1), fontsize=8, frameon=False)
-    return save_figure(figure, path, watermark)
+    return figure
 
 
-def cka_figure(names: Sequence[str], values: Sequence[Sequence[float]], path: Path, watermark: bool = False) -> Path:
+def cka_figure(names: Sequence[str], values: Sequence[Sequence[float]]) -> Figure:
     """Debiased CKA of every pair of spaces, with its number in each cell."""
     matrix = np.asarray(values, dtype=float)
     side = 0.75 * len(names) + 2
@@ -80,17 +103,15 @@ def cka_figure(names: Sequence[str], values: Sequence[Sequence[float]], path: Pa
         colour = "black" if matrix[i, j] > 0.6 else "white"
         axis.text(j, i, f"{matrix[i, j]:.2f}", ha="center", va="center", fontsize=8, color=colour)
     figure.colorbar(image, ax=axis, label="debiased linear CKA", fraction=0.046)
-    return save_figure(figure, path, watermark)
+    return figure
 
 
 def curves_figure(
     series: Mapping[str, tuple[Sequence[float], Sequence[float]]],
-    path: Path,
     *,
     x_label: str,
     y_label: str,
-    watermark: bool = False,
-) -> Path:
+) -> Figure:
     """Lines by name: (x values, y values)."""
     figure, axis = plt.subplots(figsize=(6.5, 3.4))
     for name, (x, y) in series.items():
@@ -98,10 +119,10 @@ def curves_figure(
     axis.set(xlabel=x_label, ylabel=y_label)
     axis.grid(alpha=0.3)
     axis.legend(fontsize=8)
-    return save_figure(figure, path, watermark)
+    return figure
 
 
-def strips_figure(strips: Mapping[str, np.ndarray], path: Path, frames: int = 8) -> Path:
+def strips_figure(strips: Mapping[str, np.ndarray], frames: int = 8) -> Figure:
     """One row of frames a clip: {title: uint8 (T,H,W,3)}."""
     figure, axes = plt.subplots(len(strips), frames, figsize=(frames * 1.15, len(strips) * 1.15), squeeze=False)
     for row, (title, video) in zip(axes, strips.items(), strict=True):
@@ -112,10 +133,10 @@ def strips_figure(strips: Mapping[str, np.ndarray], path: Path, frames: int = 8)
             if row is axes[-1]:
                 axis.set_xlabel(f"frame {t}", fontsize=7)
         row[0].set_ylabel(title, fontsize=7, rotation=0, ha="right", va="center")
-    return save_figure(figure, path, False)
+    return figure
 
 
-def labels_figure(points: Sequence[Mapping[str, Any]], chance: float, path: Path, watermark: bool = False) -> Path:
+def labels_figure(points: Sequence[Mapping[str, Any]], chance: float) -> Figure:
     """Top-1 of each head over the number of labelled clips, with its interval over seeds."""
     figure, axis = plt.subplots(figsize=(5.5, 3.6))
     clips = [p["clips"] for p in points]
@@ -128,4 +149,4 @@ def labels_figure(points: Sequence[Mapping[str, Any]], chance: float, path: Path
     axis.set_xticks(clips, [str(n) for n in clips])
     axis.minorticks_off()
     axis.legend(fontsize=8)
-    return save_figure(figure, path, watermark)
+    return figure

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from polyspace.report.eval_report import data_name, stand_in_notice
-from polyspace.report.figures import labels_figure
+from polyspace.report.figures import labels_figure, save_figure
 from polyspace.utils.checkpoint_io import write_json, write_text
 from polyspace.utils.log import table
 
@@ -47,7 +47,8 @@ def _spread(values: list[float], sign: str) -> str:
 def write_labels_files(result: dict[str, Any], folder: Path) -> None:
     """labels_curve_{dataset}_{split}.{json,md,png} in `folder`."""
     stem = f"labels_curve_{result['dataset']}_{result['split']}"
-    labels_figure(result["points"], result["chance"], folder / f"{stem}.png", bool(result["stand_ins"]))
+    figure = labels_figure(result["points"], result["chance"])
+    save_figure(figure, folder / f"{stem}.png", bool(result["stand_ins"]))
     notice = stand_in_notice(result)
     lines = [f"# {data_name(result)}, labels curve", "", *([f"> **{notice}**", ""] if notice else [])]
     lines += [

@@ -25,6 +25,7 @@ from polyspace.train.downstream.episodes import (
     check_actions,
     encode_views,
 )
+from polyspace.train.downstream.plans import plans
 from polyspace.train.downstream.world import ActionConfig, ActionPhase
 from polyspace.train.machine import Machine
 from polyspace.utils.checkpoint_io import load_strict, load_tensors, read_json, save_tensors, sha256_file, write_json
@@ -88,7 +89,10 @@ def run_action(config: Any, folder: Path, machine: Machine) -> dict[str, Any]:
     def written() -> dict[str, Any]:
         files = save_action(folder, phase, c, start, size)
         pictures = curves(folder, names, "share of the copied frame's energy saved")
-        return entry(folder, start, files, about, first, last) | {"pictures": pictures}
+        assert phase.held is not None
+        write_json(folder / "plans.json", plans(phase.predictor, phase.held, phase.places, c.history, c.energy))
+        found = {"pictures": pictures, "plans": str(folder / "plans.json")}
+        return entry(folder, start, files, about, first, last) | found
 
     return once(written)
 

@@ -9,12 +9,17 @@ from pydantic import Field
 from torch import Tensor
 
 from polyspace.config import parse, run_command
+from polyspace.data import build_dataset
+from polyspace.data.extract import Views
 from polyspace.data.feature_store import FeatureStore
 from polyspace.data.featurize import SourceConfig
+from polyspace.data.sampling import Sampling
+from polyspace.models.backbones import BackboneCard
 from polyspace.models.spaces.converters import ConverterBank, load_converters
 from polyspace.report.eval_report import write_eval_files
 from polyspace.train.alignment.cost import cost_table
 from polyspace.train.alignment.fusion_phase import LABELS, HeadSet
+from polyspace.train.alignment.layers import layer_likeness
 from polyspace.train.alignment.retained import retained_table, teacher_heads
 from polyspace.train.alignment.stores import check_fit, get_store
 from polyspace.train.train_fusion import load_heads
@@ -48,6 +53,7 @@ class EvalConfig(SourceConfig):
     latency_batches: list[Annotated[int, Field(ge=1)]] = Field(
         [1, 8], description="clips a call when latency and memory are measured"
     )
+    layer_clips: int = Field(0, ge=0, description="clips on which the CKA of all layers is measured; 0: it is not")
 
 
 def head_scores(logits: Tensor, labels: Tensor) -> dict[str, Any]:
@@ -103,6 +109,19 @@ def space_likeness(store: FeatureStore, bank: ConverterBank, most: int = 2000) -
     meter = CkaMeter(list(rows))
     meter.update(rows)
     return {"spaces": list(rows), "debiased": meter.matrix().tolist()}
+
+
+def _layers(
+    config: EvalConfig, store: FeatureStore, cards: dict[str, BackboneCard], device: torch.device
+) -> dict[str, Any] | None:
+    """CKA between the layers of all backbones on clips spread over the split, if it is asked for."""
+    if not config.layer_clips:
+        return None
+    options = {"fold": config.fold, "annotations": config.annotations, "list_file": config.list_file}
+    places = {r.id: r.path for r in build_dataset(config.dataset, config.root, config.split, **options).records}
+    count = min(config.layer_clips, len(store))
+    chosen = [store.ids[i * len(store) // count] for i in range(count)]
+    return layer_likeness(cards, [places[i] for i in chosen], Views(Sampling.parse(config.sampling)), device)
 
 
 def _train_store(about: dict[str, Any]) -> FeatureStore | None:
@@ -168,6 +187,7 @@ def evaluate(config: EvalConfig) -> tuple[dict[str, Any], int]:
         **_of_training(fusion_about),
         "translation": translation_scores(store, bank, train),
         "cka": space_likeness(store, bank),
+        "layers": _layers(config, store, cards, device),
         "retained": retained_table(train, store, bank, about["holdout"]) if train is not None and labelled else None,
         "teacher_heads": teacher_heads(cards, store, bank),
         "converter_kind": about["kind"],

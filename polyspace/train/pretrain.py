@@ -1,6 +1,7 @@
 """Phase 1, pretrain: from its configuration encoder, data and phase, and the run."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,20 +11,22 @@ from polyspace.data.clip_source import all_failed
 from polyspace.models.vjepa.predictor import Predictor
 from polyspace.models.vjepa.saved import save_encoder
 from polyspace.models.vjepa.vit import HNetViT, TubeletViT
-from polyspace.report.chunk_figures import Look, write_pictures
+from polyspace.report.chunk_figures import write_pictures
 from polyspace.train.clips import Source, build_source, check_clips, input_of
 from polyspace.train.encoders import build_encoder, encoder_values, recipe
 from polyspace.train.loop import fit
 from polyspace.train.machine import Machine
 from polyspace.train.settings import fit_settings
 from polyspace.train.vjepa.jepa import JepaPhase, JepaSettings, Weights
+from polyspace.train.vjepa.looks import COUNTED, SHOWN, looks_at, mistakes, tokens_and_motion
 from polyspace.train.vjepa.masking import MaskPlan
 from polyspace.train.vjepa.pretrain_config import PretrainConfig
-from polyspace.utils.checkpoint_io import sha256_file
+from polyspace.utils.checkpoint_io import sha256_file, write_json
 from polyspace.utils.distrib import once
 from polyspace.utils.errors import UserError
 from polyspace.utils.flops import num_params
 from polyspace.utils.log import say
+from polyspace.utils.looks_file import Looks, save_looks
 
 
 def build_phase(encoder: HNetViT | TubeletViT, config: PretrainConfig, seed: int) -> JepaPhase:
@@ -73,20 +76,6 @@ def build_phase(encoder: HNetViT | TubeletViT, config: PretrainConfig, seed: int
         raise UserError(f"pretrain: {error}") from error
 
 
-def looks_at(encoder: HNetViT | TubeletViT, clips: torch.Tensor) -> list[Look]:
-    """For pictures of normalised clips (n,T,H,W,3): their chunks, and where a gate chooses these, the regions."""
-    out = []
-    for word, regions in (("chunks", False), ("regions", True)):
-        if isinstance(encoder, TubeletViT) or (regions and encoder.routing.gate is None):
-            continue
-        with torch.no_grad():
-            known = encoder.encode(clips, regions=regions)
-        assert known.chunks is not None
-        owner = known.chunks.assignment.argmax(-1).view(len(clips), *known.cells.grid)
-        out.append(Look(word, owner, known.valid.sum(1)))
-    return out
-
-
 def run_pretrain(config: Any, folder: Path, machine: Machine) -> dict[str, Any]:
     """Train from where it stopped, write the target encoder and the pictures; returns the manifest's entry."""
     encoder = build_encoder(config.encoder)
@@ -112,7 +101,7 @@ def run_pretrain(config: Any, folder: Path, machine: Machine) -> dict[str, Any]:
             visits=True,
         )
         failed = all_failed(source)
-        return once(lambda: _written(config, folder, phase.target.model, about, source, machine.device)) | {
+        return once(lambda: _written(config, folder, phase, about, source, machine.device)) | {
             "failed": failed,
             "last": metrics,
         }
@@ -121,16 +110,15 @@ def run_pretrain(config: Any, folder: Path, machine: Machine) -> dict[str, Any]:
 
 
 def _written(
-    config: Any, folder: Path, encoder: Any, about: dict[str, Any], source: Source, device: torch.device
+    config: Any, folder: Path, phase: JepaPhase, about: dict[str, Any], source: Source, device: torch.device
 ) -> dict[str, Any]:
-    """Write encoder and pictures; what the manifest says of them."""
-    save_encoder(folder, encoder, recipe(config.encoder), about, input_of(config.data))
+    """Write encoder, pictures and what they are made of; what the manifest says of them."""
+    encoder, scale = phase.target.model, input_of(config.data)
+    save_encoder(folder, encoder, recipe(config.encoder), about, scale)
     log = folder / "metrics.jsonl"
     history = [json.loads(line) for line in log.read_text().splitlines()] if log.is_file() else []
-    shown = source.first(4)
-    parameter = next(encoder.parameters())
-    looks = [] if shown is None else looks_at(encoder, shown.to(device, parameter.dtype))
-    pictures = write_pictures(folder, history, shown, looks)
+    looks, files = look(folder, phase, source.first(COUNTED), scale, device)
+    pictures = write_pictures(folder, history, looks)
     encoder_file = folder / "encoder.safetensors"
     return {
         "checkpoint": str(folder / (folder / "latest").read_text().strip()),
@@ -138,4 +126,24 @@ def _written(
         "data": about,
         "first": history[0] if history else None,
         "pictures": [str(p) for p in pictures],
+        **files,
     }
+
+
+def look(
+    folder: Path, phase: JepaPhase, clips: torch.Tensor | None, scale: dict[str, Any], device: torch.device
+) -> tuple[Looks | None, dict[str, str]]:
+    """Some clips as the target sees them, and tokens against motion, kept for reports; the files by what they hold."""
+    if clips is None:
+        return None, {}
+    encoder = phase.target.model
+    phase.eval()
+    clips = clips.to(device, next(encoder.parameters()).dtype)
+    hidden, error = mistakes(phase, clips[:SHOWN])
+    looks = replace(looks_at(encoder, clips[:SHOWN], scale), hidden=hidden, error=error)
+    files = {"looks": str(save_looks(folder / "looks.safetensors", looks))}
+    if isinstance(encoder, HNetViT):
+        counted = folder / "tokens.json"
+        write_json(counted, tokens_and_motion(encoder, clips, scale))
+        files["tokens"] = str(counted)
+    return looks, files

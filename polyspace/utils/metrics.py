@@ -108,3 +108,30 @@ def r2_score(predicted: Float[Tensor, "n d"], true: Float[Tensor, "n d"], baseli
     """1 − Σ‖predicted − true‖² / Σ‖baseline − true‖²; `baseline` is the constant that a mean predictor would give."""
     error, total = (predicted - true).double().square().sum(), (baseline - true).double().square().sum()
     return (1 - error / total).item() if total > 0 else 0.0
+
+
+def spearman_interval(
+    x: Float[Tensor, " n"], y: Float[Tensor, " n"], draws: int = 1000, seed: int = 0
+) -> tuple[float, float, float]:
+    """Rank correlation (ties share their mean rank) and its 95 % bootstrap interval over pairs; NaN where one of both
+    is constant."""
+
+    def ranks(z: Tensor) -> Tensor:
+        less = (z[..., None, :] < z[..., :, None]).sum(-1)
+        equal = (z[..., None, :] == z[..., :, None]).sum(-1)
+        return (less + (equal - 1) / 2).double()
+
+    def correlation(pairs: Tensor) -> Tensor:
+        a, b = (ranks(pairs[..., k]) for k in (0, 1))
+        a, b = a - a.mean(-1, keepdim=True), b - b.mean(-1, keepdim=True)
+        return (a * b).sum(-1) / (a.square().sum(-1) * b.square().sum(-1)).sqrt()
+
+    pairs = torch.stack([x, y], -1)
+    rows = torch.randint(len(x), (draws, len(x)), generator=torch.Generator().manual_seed(seed))
+    found = torch.cat([correlation(pairs[part]) for part in rows.split(100)])
+    found = found[found.isfinite()]
+    whole = correlation(pairs).item()
+    if not len(found):
+        return whole, whole, whole
+    low, high = found.quantile(torch.tensor([0.025, 0.975], dtype=found.dtype)).tolist()
+    return whole, low, high

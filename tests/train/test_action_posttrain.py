@@ -6,6 +6,7 @@ import torch
 from polyspace.config import validate
 from polyspace.models.action import ActionPredictor
 from polyspace.train.downstream.episodes import LatentEpisodes
+from polyspace.train.downstream.plans import plans, spread_windows
 from polyspace.train.downstream.world import ActionConfig, change_weight, open_loop
 
 
@@ -58,3 +59,25 @@ def test_cameras_of_one_episode_are_no_other_episode():
     alone = LatentEpisodes(latents[:2], actions[:2], 3, groups=["a", "a"])
     found = open_loop(Adds(), alone, torch.zeros(3, 3), config)
     assert found["gain"] == pytest.approx(1.0) and not {"gain_low", "gain_other_actions"} & found.keys()
+
+
+def test_plans_of_a_model_that_is_right_come_near_what_was_done_and_leave_still_dims_alone():
+    predictor = Adds()
+    predictor.register_buffer("scale", torch.tensor([1.0, 1.0]))
+    actions = [torch.tensor([[v, 0.0]]).expand(4, 2) for v in (1.0, -1.0, 0.5, -0.5)]
+    latents = [torch.cat([torch.zeros(1, 2), a.cumsum(0)])[:, None].expand(-1, 3, 2) for a in actions]
+    held = LatentEpisodes(latents, actions, 4)
+    found = plans(predictor, held, torch.zeros(3, 3), 1, "l1")
+    assert len(found["windows"]) == 8  # every one of the few that there are
+    assert found["miss"] < 0.25 * found["miss_no_action"] < found["miss_other_episode"]
+    assert found["difference_high"] < 0
+    for window in found["windows"]:
+        assert torch.tensor(window["planned"])[:, 1].abs().max() < 1e-4
+        assert window["energy_taken"] == pytest.approx(0, abs=1e-6)
+        assert window["energy_planned"] < window["energy_no_action"]
+
+
+def test_windows_are_spread_over_episodes_before_a_second_of_any():
+    groups = torch.tensor([0] * 5 + [1] * 3 + [2])
+    assert [int(groups[i]) for i in spread_windows(groups, 5)] == [0, 1, 2, 0, 1]
+    assert sorted(spread_windows(groups, 99)) == list(range(9))

@@ -165,3 +165,18 @@ def test_average_precision_by_hand_and_by_another_library():
     assert average_precision(torch.tensor([[0.9], [0.8], [0.7]]), torch.tensor([[0.0], [1.0], [1.0]])) == pytest.approx(
         (1 / 2 + 2 / 3) / 2
     )
+
+
+def test_rank_correlation_knows_order_ties_and_how_sure_it_is():
+    from scipy.stats import spearmanr
+
+    from polyspace.utils.metrics import spearman_interval
+
+    g = torch.Generator().manual_seed(1)
+    x = torch.randn(40, generator=g)
+    y = (x + torch.randn(40, generator=g)).round()
+    found, low, high = spearman_interval(x, y)
+    assert found == pytest.approx(spearmanr(x, y).statistic, abs=1e-9)
+    assert low < found < high
+    assert spearman_interval(x, x.exp())[0] == pytest.approx(1)
+    assert math.isnan(spearman_interval(x, torch.ones(40))[0])

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from polyspace.models.vjepa.saved import find_encoder, load_encoder, read_encoder, save_encoder
 from polyspace.models.vjepa.vit import HNetViT, TubeletViT
-from polyspace.report.figures import curves_figure
+from polyspace.report.figures import curves_figure, save_figure
 from polyspace.train.loop import fit
 from polyspace.train.machine import Machine
 from polyspace.train.phase import Phase
@@ -124,7 +124,8 @@ def curves(folder: Path, series: dict[str, str], y_label: str) -> list[str]:
     }
     if not lines:
         return []
-    return [str(curves_figure(lines, folder / "held_out.png", x_label="update", y_label=y_label))]
+    figure = curves_figure(lines, x_label="update", y_label=y_label)
+    return [str(save_figure(figure, folder / "held_out.png"))]
 
 
 def entry(

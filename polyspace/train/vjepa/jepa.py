@@ -104,25 +104,33 @@ class JepaPhase(Phase):
 
     def forward(self, batch: VideoBatch) -> StepOutput:
         assert batch.video is not None
-        video, step, indices = batch.video, batch.place[0], batch.indices
-        grid = grid_of(video, self.encoder.unit, self.encoder.unit_frames)
-        with torch.no_grad():
-            known = self._encode_target(video)
-        around = chunks_by_column(known) if self.settings.target == "chunk" else None
-        masks = self.settings.masks.draw(grid, self.settings.seed, step, indices, around)
-        online = self._encode(video, masks, step)
-        goals = None if self.settings.target == "chunk" else grid_goals(known, self.settings.still)
-        asked = self.questions(known, goals, masks, step)
-        hints = None if self.size_code is None else self.size_code(known.sizes.clamp_min(1e-3).log()[..., None])
-        prediction = self.predictor(online.tokens, online.centroids, online.valid, asked.places, hints, asked.valid)
+        step = batch.place[0]
+        known, goals, online, masks, asked, prediction = self.answer(batch)
         terms = {"energy": energy_loss(prediction, asked.goal, asked.hidden_weight, self.settings.energy)}
         loss = terms["energy"]
-        for name, weight, value in self._terms(batch, video, online, masks, prediction, asked):
+        for name, weight, value in self._terms(batch, batch.video, online, masks, prediction, asked):
             terms[name] = value
             loss = loss + weight * value
         metrics = {name: value.detach() for name, value in terms.items()}
         metrics |= self.watch(step, known, goals, asked, terms["energy"].detach())
         return StepOutput(loss, metrics)
+
+    def answer(self, batch: VideoBatch) -> tuple[Encoded, Tensor | None, Encoded, Masks, Questions, Tensor]:
+        """What the target knows, the goals made of it, what the online encoder saw, the masks, what is asked for, and
+        the prediction of it (B,Q,D)."""
+        assert batch.video is not None
+        video, step = batch.video, batch.place[0]
+        grid = grid_of(video, self.encoder.unit, self.encoder.unit_frames)
+        with torch.no_grad():
+            known = self._encode_target(video)
+        around = chunks_by_column(known) if self.settings.target == "chunk" else None
+        masks = self.settings.masks.draw(grid, self.settings.seed, step, batch.indices, around)
+        online = self._encode(video, masks, step)
+        goals = None if self.settings.target == "chunk" else grid_goals(known, self.settings.still)
+        asked = self.questions(known, goals, masks, step)
+        hints = None if self.size_code is None else self.size_code(known.sizes.clamp_min(1e-3).log()[..., None])
+        prediction = self.predictor(online.tokens, online.centroids, online.valid, asked.places, hints, asked.valid)
+        return known, goals, online, masks, asked, prediction
 
     def _encode(self, video: Tensor, masks: Masks, step: int) -> Encoded:
         if isinstance(self.encoder, TubeletViT):

@@ -1,0 +1,73 @@
+"""What a pretrained encoder does with some clips, for pictures: its chunks, its mistakes, its tokens against motion."""
+
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from polyspace.data.batch import VideoBatch
+from polyspace.losses.energy import energy
+from polyspace.models.vjepa.look import chunk_maps
+from polyspace.models.vjepa.vit import HNetViT, TubeletViT
+from polyspace.train.vjepa.jepa import JepaPhase
+from polyspace.utils.looks_file import Looks
+from polyspace.utils.metrics import spearman_interval
+
+SHOWN, COUNTED = 4, 64  # clips in pictures, and whose tokens are counted
+MASKS = 32  # a cell's error is the mean over those that ask for it
+PART = 8  # clips a forward
+
+
+def pixels_of(clips: Tensor, scale: dict[str, Any]) -> NDArray[np.uint8]:
+    """Normalised clips (n,T,H,W,3) back to uint8."""
+    levels = 255 * (clips.cpu().float() * torch.tensor(scale["std"]) + torch.tensor(scale["mean"]))
+    return levels.round().clamp(0, 255).to(torch.uint8).numpy()
+
+
+@torch.no_grad()
+def looks_at(encoder: HNetViT | TubeletViT, clips: Tensor, scale: dict[str, Any]) -> Looks:
+    """Normalised clips and their chunks; where a gate chooses these, also the regions that they join to."""
+    if isinstance(encoder, TubeletViT):
+        return Looks(pixels_of(clips, scale))
+    ways = {"chunks": False} | ({"regions": True} if encoder.routing.gate is not None else {})
+    maps = {word: chunk_maps(encoder.encode(clips, regions=regions)) for word, regions in ways.items()}
+    return Looks(pixels_of(clips, scale), maps)
+
+
+@torch.no_grad()
+def mistakes(phase: JepaPhase, clips: Tensor) -> tuple[NDArray[np.bool_], NDArray[np.float32]]:
+    """The first mask over normalised clips (n,t,h,w), and the energy of each cell's prediction, averaged over the masks
+    that ask for it; NaN where none does, and where whole chunks are asked for."""
+    total, count, first = None, None, None
+    behind = phase.settings.total_steps  # from here on all cells weigh alike
+    for n in range(MASKS):
+        masks, asked, prediction = phase.answer(VideoBatch(video=clips, place=(behind + n, 0)))[-3:]
+        if total is None or count is None:
+            first = masks.hidden
+            total = torch.zeros(masks.hidden.shape, dtype=torch.float32, device=clips.device).flatten(1)
+            count = torch.zeros_like(total)
+        if asked.index is None:
+            break
+        wanted = asked.hidden_weight > 0
+        e = energy(prediction, asked.goal, phase.settings.energy).float()
+        total.scatter_add_(1, asked.index, torch.where(wanted, e, 0))
+        count.scatter_add_(1, asked.index, wanted.float())
+    assert total is not None and count is not None and first is not None
+    error = torch.where(count > 0, total / count.clamp_min(1), torch.nan).view(first.shape)
+    return first.cpu().numpy(), error.cpu().numpy()
+
+
+@torch.no_grad()
+def tokens_and_motion(encoder: HNetViT, clips: Tensor, scale: dict[str, Any]) -> dict[str, Any]:
+    """Tokens of each clip beside how much changes in it (mean absolute difference of successive frames, in levels of
+    255), with their rank correlation and its 95 % bootstrap interval over clips."""
+    tokens = torch.cat([encoder.encode(part).valid.sum(1).cpu() for part in clips.split(PART)])
+    frames = torch.from_numpy(pixels_of(clips, scale)).float()
+    motion = (frames[:, 1:] - frames[:, :-1]).abs().mean((1, 2, 3, 4))
+    found = {"tokens": tokens.tolist(), "motion": motion.tolist()}
+    if len(clips) >= 8:
+        found["spearman"], found["spearman_low"], found["spearman_high"] = spearman_interval(motion, tokens.float())
+    steps, rows, columns = clips.shape[1] // encoder.unit_frames, *(s // encoder.unit for s in clips.shape[2:4])
+    return found | {"cells": steps * rows * columns}

@@ -1,0 +1,50 @@
+"""Clips as an encoder saw them, kept for pictures: frames, chunks, what was hidden and how far predictions were off."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from polyspace.utils.checkpoint_io import load_tensors, save_tensors
+from polyspace.utils.chunk_map import ChunkMap
+from polyspace.utils.errors import UserError
+
+
+@dataclass(frozen=True)
+class Looks:
+    """frames uint8 (n,T,H,W,3); for each way of chunking, by its name, one map a clip; hidden (n,t,h,w): one mask;
+    error (n,t,h,w): mean energy of each cell's prediction over many masks, NaN where it was never asked for."""
+
+    frames: NDArray[np.uint8]
+    maps: Mapping[str, Sequence[ChunkMap]] = field(default_factory=dict)
+    hidden: NDArray[np.bool_] | None = None
+    error: NDArray[np.float32] | None = None
+
+
+def save_looks(path: Path, looks: Looks) -> Path:
+    """Write atomically, as safetensors."""
+    arrays: dict[str, NDArray] = {"frames": looks.frames}
+    for name, maps in looks.maps.items():
+        for i, one in enumerate(maps):
+            arrays |= one.arrays(f"maps/{name}/{i}/")
+    for key in ("hidden", "error"):
+        value = getattr(looks, key)
+        if value is not None:
+            arrays[key] = value
+    save_tensors(path, {key: torch.from_numpy(np.ascontiguousarray(value)) for key, value in arrays.items()})
+    return path
+
+
+def load_looks(path: Path) -> Looks:
+    """What `save_looks` wrote; UserError for anything else."""
+    arrays = {key: value.numpy() for key, value in load_tensors(path, "file of looks").items()}
+    try:
+        frames = arrays["frames"]
+        names = list(dict.fromkeys(key.split("/")[1] for key in arrays if key.startswith("maps/")))
+        maps = {name: [ChunkMap.from_arrays(arrays, f"maps/{name}/{i}/") for i in range(len(frames))] for name in names}
+    except (KeyError, IndexError) as fault:
+        raise UserError(f"{path} is no file of looks: it lacks {fault}") from fault
+    return Looks(frames, maps, arrays.get("hidden"), arrays.get("error"))

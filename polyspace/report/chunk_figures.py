@@ -74,7 +74,7 @@ def mistakes_figure(looks: Looks) -> Figure:
     figure, axes = plt.subplots(2 * n, steps, figsize=(1.25 * steps, 2.5 * n), squeeze=False, layout="constrained")
     known = looks.error[np.isfinite(looks.error)]
     low, high = (float(known.min()), float(known.max())) if len(known) else (0.0, 1.0)
-    image = None
+    image: Any = None
     for i, video in enumerate(looks.frames):
         frames = [large(video[t * len(video) // steps]) for t in range(steps)]
         _row(axes[2 * i], [_hide(f, m) for f, m in zip(frames, looks.hidden[i], strict=True)], "one mask")

@@ -19,7 +19,8 @@ from polyspace.utils.checkpoint_io import atomic_file
 WATERMARK = "identity stand-in"
 INK = "#010203"  # black to the eye; in an SVG it becomes the colour of the page's text
 INKED = ("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color")
-matplotlib.rcParams.update(dict.fromkeys(INKED, INK) | {"legend.framealpha": 0})
+_settings: Any = matplotlib.rcParams
+_settings.update(dict.fromkeys(INKED, INK) | {"legend.framealpha": 0})
 
 
 def save_figure(figure: Figure, path: Path, watermark: bool = False) -> Path:
@@ -49,7 +50,7 @@ def svg_figure(figure: Figure, name: str, watermark: bool = False) -> str:
 def _mark(figure: Figure, watermark: bool) -> None:
     if watermark:
         outline = [withStroke(linewidth=3, foreground="white", alpha=0.5)]
-        place = {"ha": "center", "va": "center", "rotation": 28, "path_effects": outline}
+        place: dict[str, Any] = {"ha": "center", "va": "center", "rotation": 28, "path_effects": outline}
         figure.text(0.5, 0.5, WATERMARK, fontsize=44, color="red", alpha=0.5, **place)
 
 
@@ -149,4 +150,65 @@ def labels_figure(points: Sequence[Mapping[str, Any]], chance: float) -> Figure:
     axis.set_xticks(clips, [str(n) for n in clips])
     axis.minorticks_off()
     axis.legend(fontsize=8)
+    return figure
+
+
+def series_figure(
+    rows: Sequence[Mapping[str, Any]], keys: Mapping[str, str], x_label: str, y_label: str, held_out: bool = True
+) -> Figure | None:
+    """Logged lines as curves, {metric: words}, evaluations left out unless `held_out`; None where no line holds any."""
+    used = [row for row in rows if held_out or not row.get("eval")]
+    series = {
+        words: ([row["step"] for row in used if key in row], [row[key] for row in used if key in row])
+        for key, words in keys.items()
+        if any(key in row for row in used)
+    }
+    return curves_figure(series, x_label=x_label, y_label=y_label) if series else None
+
+
+def plans_figure(plans: Mapping[str, Any], most: int = 8) -> Figure:
+    """Sums of the actions taken and planned, along the two dims that were used most, from the origin."""
+    windows = plans["windows"][:most]
+    taken = [np.cumsum(np.asarray(w["taken"]), 0) for w in windows]
+    planned = [np.cumsum(np.asarray(w["planned"]), 0) for w in windows]
+    order = np.argsort([-float(np.abs(np.stack(taken)[..., d]).mean()) for d in range(taken[0].shape[1])])
+    x, y = sorted((int(order[0]), int(order[1] if len(order) > 1 else order[0])))
+    columns = min(4, len(windows))
+    rows = -(-len(windows) // columns)
+    figure, axes = plt.subplots(
+        rows, columns, figsize=(2.3 * columns, 2.2 * rows + 0.5), squeeze=False, layout="constrained"
+    )
+    for axis, a, b in zip(axes.flat, taken, planned, strict=False):
+        for path, colour, word, mark in ((a, "#4878a8", "taken", "o"), (b, "#c2571a", "planned", "^")):
+            whole = np.vstack([np.zeros(path.shape[1]), path])
+            axis.plot(whole[:, x], whole[:, y], f"{mark}-", color=colour, markersize=3, label=word)
+        axis.plot(0, 0, "k.", markersize=6)
+        axis.tick_params(labelsize=7)
+        axis.grid(alpha=0.3)
+    for axis in axes.flat[len(windows) :]:
+        axis.axis("off")
+    figure.supxlabel(f"sum of action {x} (its own units)", fontsize=8)
+    figure.supylabel(f"sum of action {y}", fontsize=8)
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=2, fontsize=8)
+    return figure
+
+
+def layers_figure(names: Sequence[str], values: Sequence[Sequence[float]]) -> Figure:
+    """CKA of all layers of all backbones: a square a pair, lines between backbones. Names are "backbone number"."""
+    matrix = np.asarray(values, dtype=float)
+    side = min(9.0, max(4.0, 0.16 * len(names) + 2))
+    figure, axis = plt.subplots(figsize=(side + 1, side))
+    image = axis.imshow(matrix, cmap="viridis", vmin=0, vmax=1)
+    owners = [name.rpartition(" ")[0] for name in names]
+    starts = [i for i, owner in enumerate(owners) if i == 0 or owners[i - 1] != owner]
+    ends = [*starts[1:], len(owners)]
+    for start in starts[1:]:
+        axis.axhline(start - 0.5, color="white", linewidth=1)
+        axis.axvline(start - 0.5, color="white", linewidth=1)
+    middles = [(a + b - 1) / 2 for a, b in zip(starts, ends, strict=True)]
+    labels = [f"{owners[a]} 1–{b - a}" for a, b in zip(starts, ends, strict=True)]
+    axis.set_xticks(middles, labels, fontsize=8, rotation=30, ha="right")
+    axis.set_yticks(middles, labels, fontsize=8)
+    axis.set(xlabel="layer", ylabel="layer")
+    figure.colorbar(image, ax=axis, label="debiased linear CKA", fraction=0.046)
     return figure

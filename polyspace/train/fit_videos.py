@@ -11,7 +11,7 @@ from pydantic import Field
 from polyspace.config import Config, parse, validate
 from polyspace.data import build_dataset
 from polyspace.data.records import VideoDataset
-from polyspace.report.pipeline_report import write_pipeline_report
+from polyspace.report.phase_sections import write_pipeline_report
 from polyspace.train.downstream.common import encoder_folder
 from polyspace.train.run import RunConfig, run
 from polyspace.utils.checkpoint_io import read_json

@@ -9,7 +9,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from polyspace.config import Config, parse, validate
-from polyspace.report.pipeline_report import write_pipeline_report
+from polyspace.report.phase_sections import write_pipeline_report
 from polyspace.train import CHECKS, PHASES
 from polyspace.train.action_posttrain import ActionConfig
 from polyspace.train.downstream.common import encoder_folder

@@ -21,8 +21,8 @@ LEAST = 8  # clips; the estimate of fewer is noise
 def layers_of(model: nn.Module) -> list[nn.Module]:
     """The blocks of a model: its longest list of modules of one kind; none for a model without one."""
     lists = [m for m in model.modules() if isinstance(m, nn.ModuleList) and len(m)]
-    alike = [m for m in lists if len({type(layer) for layer in m}) == 1]
-    return list(max(alike, key=len)) if alike else []
+    alike = [list(m) for m in lists if len({type(layer) for layer in m}) == 1]
+    return max(alike, key=len, default=[])
 
 
 class LayerMeans:

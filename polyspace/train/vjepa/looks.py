@@ -66,7 +66,7 @@ def tokens_and_motion(encoder: HNetViT, clips: Tensor, scale: dict[str, Any]) ->
     tokens = torch.cat([encoder.encode(part).valid.sum(1).cpu() for part in clips.split(PART)])
     frames = torch.from_numpy(pixels_of(clips, scale)).float()
     motion = (frames[:, 1:] - frames[:, :-1]).abs().mean((1, 2, 3, 4))
-    found = {"tokens": tokens.tolist(), "motion": motion.tolist()}
+    found: dict[str, Any] = {"tokens": tokens.tolist(), "motion": motion.tolist()}
     if len(clips) >= 8:
         found["spearman"], found["spearman_low"], found["spearman_high"] = spearman_interval(motion, tokens.float())
     steps, rows, columns = clips.shape[1] // encoder.unit_frames, *(s // encoder.unit for s in clips.shape[2:4])

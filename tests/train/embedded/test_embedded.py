@@ -7,8 +7,6 @@ import transformers
 
 from polyspace.models.backbones import describe_all
 from polyspace.models.backbones.hnet_vjepa import HouseBackbone
-from polyspace.report.demo_report import _backbones
-from polyspace.report.html import Page
 from polyspace.train.embedded import make as embedded
 from polyspace.train.embedded.clips import BINS, LOOKS, TURNS, StateClips, draw_clips, make_batch, turns_bin
 from polyspace.train.embedded.latents import at, encode
@@ -197,10 +195,6 @@ def test_about_says_objective_scores_and_settings_and_the_report_shows_them(made
         assert json.loads((folder / name / "about.json").read_text()) == json.loads(json.dumps(about[name]))
         assert about[name]["held_out"].keys() == about[name]["random_init"].keys()
         assert about[name]["settings"]["steps"] == 2
-    page = Page("x")
-    _backbones(page, {"student": "vjepa2", "spaces": {n: {"dim": 64} for n in NAMES}}, about)
-    text = page.write(folder / "page.html").read_text()
-    assert "explained variance" in text and "joint-embedding" in text and text.count("random init") >= 4
 
 
 def test_measuring_the_skill_of_chunks_leaves_the_run_as_it_was(clips):

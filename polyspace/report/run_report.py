@@ -1,0 +1,106 @@
+"""One page that tells all that lies in a folder: `polyspace report`."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from polyspace.report.alignment_sections import converter_section, evaluation_sections, labels_section, moved_section
+from polyspace.report.chunk_figures import chunks_figure
+from polyspace.report.eval_report import stand_in_notice
+from polyspace.report.figures import svg_figure
+from polyspace.report.html import Page
+from polyspace.report.library import Library
+from polyspace.report.library_sections import found_section, library_sections
+from polyspace.report.phase_sections import CHUNKS_CAPTION, chunk_facts, motion_section, phase_sections, read_lines
+from polyspace.report.run_files import RunFiles
+from polyspace.utils.checkpoint_io import read_json
+from polyspace.utils.looks_file import Looks
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What files alone do not hold: clips in their spaces, the student's chunks of some of them and its tokens against
+    motion, captions and thumbnails of what searches found."""
+
+    library: Library | None = None
+    looks: Looks | None = None
+    counted: Mapping[str, Any] | None = None
+    texts: Mapping[str, str] = field(default_factory=dict)
+    found: bytes | None = None
+    notes: Sequence[str] = ()
+
+
+def write_report(files: RunFiles, seen: Seen, path: Path, command: str) -> Path:
+    """Write the page; returns its path."""
+    demo = files.demo or {}
+    page = Page(demo.get("title", f"PolySpace: {files.folder.resolve().name}"))
+    for notice in dict.fromkeys(filter(None, _notices(files, seen))):
+        page.warning(notice)
+    if "intro" in demo:
+        page.text(demo["intro"])
+    for note in seen.notes:
+        page.text(note, small=True)
+    if "backbones" in demo:
+        page.heading("Backbones")
+        page.text(demo["backbones"]["words"])
+        page.table(demo["backbones"]["rows"], demo["backbones"]["header"])
+    _chunks(page, seen, command)
+    if seen.library is not None:
+        library_sections(page, seen.library)
+    for place, result in files.evaluations:
+        evaluation_sections(page, place, result, files.command(result.get("run")))
+    if not files.evaluations:
+        for place, result in files.converters:
+            about = place.parent / "run.json"
+            line = files.command(read_json(about, "run")) if about.is_file() else ""
+            converter_section(page, result, read_lines(place.parent / "metrics.jsonl"), line)
+    for _, result in files.curves:
+        labels_section(page, result, files.command(result.get("run")))
+    for place, manifest in files.manifests:
+        about = place.parent / "run.json"
+        phase_sections(
+            page, place.parent, manifest, files.command(read_json(about, "run") if about.is_file() else None)
+        )
+    for _, search in files.searches:
+        found_section(page, search["queries"], seen.texts, seen.found)
+    moved_section(page, files.indexes)
+    _ending(page, files, command)
+    return page.write(path)
+
+
+def _notices(files: RunFiles, seen: Seen) -> list[str | None]:
+    out = [stand_in_notice(result) for _, result in [*files.evaluations, *files.curves]]
+    if seen.library is not None:
+        out.append(stand_in_notice({"stand_ins": list(seen.library.stand_ins)}))
+    return out
+
+
+def _chunks(page: Page, seen: Seen, command: str) -> None:
+    if seen.looks is None and seen.counted is None:
+        return
+    page.heading("The student's tokens")
+    if seen.looks is not None:
+        page.figure(svg_figure(chunks_figure(seen.looks), "looks"), CHUNKS_CAPTION, command, chunk_facts(seen.looks))
+    if seen.counted is not None:
+        motion_section(page, dict(seen.counted), command)
+
+
+def _ending(page: Page, files: RunFiles, command: str) -> None:
+    """How all this was made."""
+    page.heading("Commands")
+    steps = (files.demo or {}).get("steps", [])
+    lines = [f"# {step['seconds']:.1f} s\n{step['line']}" for step in steps]
+    if not lines:
+        told = [result.get("run") for _, result in [*files.evaluations, *files.curves]]
+        told += [
+            read_json(p.parent / "run.json", "run") for p, _ in files.manifests if (p.parent / "run.json").is_file()
+        ]
+        lines = list(dict.fromkeys(files.command(run) for run in told if run))
+    page.code("\n\n".join([*lines, f"# this page\n{command}"]))
+    runs = [result["run"] for _, result in files.evaluations if "run" in result]
+    if runs:
+        env = ", ".join(f"{k} {v}" for k, v in runs[0]["environment"].items() if v is not None)
+        page.text(f"polyspace {runs[0]['version']}; {env}.", small=True)
+    for name, reason in files.unread.items():
+        page.text(f"Left out: {name}: {reason}", small=True)

@@ -255,16 +255,28 @@ class PolySpace(ModelHubMixin):
         plan = self.bundle.card.plan
         levels = ((clips[0].cpu() * torch.tensor(plan.std) + torch.tensor(plan.mean)) - plan.offset) / plan.scale
         frames = levels.round().clamp(0, 255).to(torch.uint8).numpy()
+        return frames, self.chunk_maps(clips, num_chunks)[0]
+
+    @torch.no_grad()
+    def chunk_maps(self, clips: Float[Tensor, "B T H W 3"], num_chunks: int | None = None) -> list[ChunkMap]:
+        """Which token each cell belongs to, of clips as `prepare` gives them. UserError where `num_chunks` asks a
+        student to choose that does not."""
         backbone = self._with_budget(num_chunks)
         if not isinstance(backbone, HouseBackbone):
-            return frames, tubelets(self.bundle.card.grid)
-        return frames, chunk_maps(backbone.encoded(clips))[0]
+            return [tubelets(self.bundle.card.grid)] * len(clips)
+        return chunk_maps(backbone.encoded(clips.to(self.device)))
+
+    @property
+    def chooses(self) -> bool:
+        """Whether the student chooses its tokens."""
+        return isinstance(self.backbone, HouseBackbone) and isinstance(self.backbone.encoder, HNetViT)
 
     def _with_budget(self, num_chunks: int | None) -> Any:
         if num_chunks is None:
             return self.backbone
-        if not isinstance(self.backbone, HouseBackbone) or not isinstance(self.backbone.encoder, HNetViT):
+        if not self.chooses:
             raise UserError(f"num_chunks {num_chunks}: {self.student} does not choose its tokens")
+        assert isinstance(self.backbone, HouseBackbone)
         return HouseBackbone(self.backbone.encoder, num_chunks)
 
     def _chunks(self, clips: Tensor, num_chunks: int | None) -> Encoded:

@@ -9,7 +9,7 @@ import sys
 import typing
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import Any, ClassVar, NoReturn, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -19,9 +19,14 @@ from polyspace.utils.log import quiet_libraries
 
 
 class Config(BaseModel):
-    """Base of all config classes: unknown keys are refused, values are checked, instances don't change."""
+    """Base of all config classes: unknown keys are refused, values are checked, instances don't change.
+
+    `words` are fields that a command line gives without a flag, in order; `short` letters of flags, as in {"out": "o"}.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+    words: ClassVar[tuple[str, ...]] = ()
+    short: ClassVar[dict[str, str]] = {}
 
 
 C = TypeVar("C", bound=Config)
@@ -125,7 +130,11 @@ def build_parser(cls: type[Config], prog: str, about: str, example: str) -> argp
         flag, options = _flag(field.alias or name, field.annotation)
         default = "required" if field.is_required() else f"default: {_shown(field.get_default())}"
         text = f"{field.description or ''} ({default})".strip()
-        parser.add_argument(flag, help=text.replace("%", "%%"), **options)
+        if name in cls.words:
+            parser.add_argument(name, help=(field.description or "").replace("%", "%%"))
+            continue
+        letters = [f"-{cls.short[name]}"] if name in cls.short else []
+        parser.add_argument(*letters, flag, help=text.replace("%", "%%"), **options)
     also = f", and the sections {', '.join(sections)}" if sections else ""
     parser.add_argument("--config", metavar="FILE", help=f"YAML file with any of these flags as keys{also}")
     last = "last word on one key; repeat" + (", e.g. --set pretrain.steps=50" if "pretrain" in sections else "")

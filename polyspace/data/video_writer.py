@@ -4,7 +4,7 @@ import io
 from collections.abc import Iterable
 from fractions import Fraction
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,7 +39,23 @@ def encode_video(frames: Iterable[NDArray[np.uint8]], ending: str, fps: float = 
     return buffer.getvalue()
 
 
-def _encode(out: BinaryIO, frames: Iterable[NDArray[np.uint8]], ending: str, fps: float) -> None:
+class _File:
+    """What PyAV writes to. A failed write is kept: PyAV may tell it as another error, or to a reader that is open."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self.file = file
+        self.error: OSError | None = None
+        self.seek, self.tell = file.seek, file.tell
+
+    def write(self, data: bytes) -> int:
+        try:
+            return self.file.write(data)
+        except OSError as error:
+            self.error = self.error or error
+            raise
+
+
+def _encode(out: Any, frames: Iterable[NDArray[np.uint8]], ending: str, fps: float) -> None:
     import av
 
     container, codec, options = _CODECS[ending]
@@ -62,4 +78,9 @@ def write_video(path: Path, frames: Iterable[NDArray[np.uint8]], fps: float = 12
     """Write atomically, frame by frame as they come; the ending chooses container and codec."""
     ending = ending_of(path)
     with atomic_file(path) as file:
-        _encode(file, frames, ending, fps)
+        out = _File(file)
+        try:
+            _encode(out, frames, ending, fps)
+        finally:
+            if out.error is not None:
+                raise out.error

@@ -3,6 +3,7 @@
 import contextlib
 import shutil
 import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -228,3 +229,22 @@ def test_a_stream_that_starts_late_decodes_from_a_key_frame_and_one_beyond_the_e
     with VideoReader(path) as video:
         assert sum(1 for _ in video.stream(590)) == 10 and video.decoded < 260
         assert list(video.stream(600)) == []
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="a limit of POSIX")
+def test_a_full_disk_is_a_sentence_even_while_another_file_is_read(tmp_path):
+    source = np.random.default_rng(0).integers(0, 255, (40, 64, 64, 3), dtype=np.uint8)
+    write_video(tmp_path / "in.mp4", source)
+    code = f"""
+import pathlib, resource, signal
+from polyspace.data.video import VideoReader
+from polyspace.data.video_writer import write_video
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (20000, 20000))
+place = pathlib.Path({str(tmp_path)!r})
+with VideoReader(place / "in.mp4") as video:
+    write_video(place / "out.mp4", (rgb() for rgb in video.stream()))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stderr.strip().endswith("out.mp4: File too large"), done.stderr
+    assert [p.name for p in tmp_path.iterdir()] == ["in.mp4"]

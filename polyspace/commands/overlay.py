@@ -43,7 +43,7 @@ class OverlayConfig(Config):
     seconds: float | None = Field(None, gt=0, description="how much of the clip is drawn; none: all")
     height: int = Field(720, ge=16, description="most rows of a panel; larger frames are scaled down")
     stride: float | None = Field(
-        None, gt=0, description="the student takes every so manieth frame; none: as it was trained"
+        None, gt=0, description="frames from one that the student takes to the next; none: as it was trained"
     )
     fps: float | None = Field(None, gt=0, description="frames a second of the output; none: the clip's own, on average")
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N")

@@ -43,6 +43,16 @@ def crop_at(video: UInt8[Tensor, "T H W 3"], shape: tuple[int, int], at: float =
     return video[:, top : top + shape[0], left : left + shape[1]]
 
 
+def seen_box(height: int, width: int, plan: Plan) -> tuple[float, float, float, float]:
+    """(top, left, height, width) in pixels of a frame: what the plan's centre crop shows of it, before the resize. A
+    crop that overhangs begins below 0."""
+    shape = resized_shape(height, width, plan.resize)
+    down, across = height / shape[0], width / shape[1]
+    room = [have - want for have, want in zip(shape, plan.crop, strict=True)]
+    top, left = (r // 2 if r >= 0 else -(-r // 2) for r in room)
+    return top * down, left * across, plan.crop[0] * down, plan.crop[1] * across
+
+
 def random_crop(
     video: UInt8[Tensor, "T H W 3"],
     shape: tuple[int, int],

@@ -2,8 +2,10 @@
 
 import bisect
 import contextlib
-from collections.abc import Callable, Generator, Sequence
+import itertools
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +82,11 @@ class VideoReader:
         return self._count
 
     @property
+    def expected(self) -> int:
+        """Frames that the packets promise; nothing is decoded for it."""
+        return self._packets if self._count is None else self._count
+
+    @property
     def fps(self) -> float:
         rate = self._stream.average_rate or self._stream.guessed_rate or self._stream.base_rate
         return float(rate) if rate else 0.0
@@ -141,6 +148,19 @@ class VideoReader:
             return self.sample(choose)
         return indices, frames
 
+    def stream(self, start: int = 0, stop: int | None = None) -> Iterator[Callable[[], np.ndarray]]:
+        """Frames `start` … `stop` − 1 in presentation order, each a call that gives it as RGB: only what is looked at
+        is converted, none is kept. Ends where decoding does, and `damage` then says why. VideoError where no frame of
+        the clip decodes, or the frame size changes."""
+        size = None
+        for frame in itertools.islice(self._from(start), None if stop is None else max(0, stop - start)):
+            if size is not None and size != (frame.width, frame.height):
+                raise VideoError(self.path, "the frame size changes within the clip")
+            size = (frame.width, frame.height)
+            yield partial(self._rgb, frame)
+        if size is None and not self._count and start == 0:
+            raise VideoError(self.path, self.damage or "no frame decodes")
+
     # -- opening and indexing ------------------------------------------------------------------------------------
 
     def _open(self) -> None:
@@ -191,11 +211,11 @@ class VideoReader:
 
     # -- decoding ------------------------------------------------------------------------------------------------
 
-    def _frames(self) -> Generator[Any, None, None]:
-        """Decoded frames from the start; on exhaustion or damage the true count is known."""
+    def _frames(self, count: int = 0) -> Generator[Any, None, None]:
+        """Decoded frames from where the file stands, `count` of them gone by; on exhaustion or damage the true count is
+        known."""
         import av
 
-        count = 0
         try:
             for frame in self._file.decode(self._stream):
                 count += 1
@@ -204,6 +224,24 @@ class VideoReader:
         except (av.FFmpegError, ValueError, MemoryError) as error:
             self.damage = f"decode error after {count} frames ({_reason(error)})"
         self._count = count
+
+    def _from(self, start: int) -> Iterator[Any]:
+        """Decoded frames from `start` on: by seeking where the packets can be trusted, else by counting."""
+        self._open()
+        if start and self._index and start < len(self._index.pts):
+            pts, keys = self._index.pts, self._index.keys
+            wanted = pts[start]
+            key = keys[max(0, bisect.bisect_right(keys, wanted) - 1)]
+            self._file.seek(key, stream=self._stream, backward=True, any_frame=False)
+            frames = self._frames(bisect.bisect_left(pts, key))
+            found = next((f for f in frames if f.pts is None or f.pts >= wanted), None)
+            if found is not None and found.pts == wanted:
+                yield found
+                yield from frames
+                return
+            self._index, self._count, self.damage = None, None, None
+            self._open()
+        yield from itertools.islice(self._frames(), start, None)
 
     def _read_from_start(self, wanted: list[int]) -> dict[int, np.ndarray]:
         """Frames by counting from the first; needs no timestamps."""

@@ -4,12 +4,12 @@ import io
 from collections.abc import Iterable
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from polyspace.utils.checkpoint_io import write_bytes
+from polyspace.utils.checkpoint_io import atomic_file
 from polyspace.utils.errors import UserError
 
 # Constant quantisers: x264's look-ahead (crf, mbtree) gives other bytes from call to call on the same frames.
@@ -24,15 +24,42 @@ _CODECS = {
 }
 
 
+def ending_of(path: Path) -> str:
+    """The ending, which chooses container and codec; UserError for one that can't be written."""
+    ending = Path(path).suffix.lower()
+    if ending not in _CODECS:
+        raise UserError(f"cannot write {ending or 'such'} files ({path}); known: {', '.join(_CODECS)}")
+    return ending
+
+
 def encode_video(frames: Iterable[NDArray[np.uint8]], ending: str, fps: float = 12.0) -> bytes:
     """uint8 frames (H,W,3) -> the bytes of an .avi (MPEG-4), .mp4 (H.264) or .webm (VP9) file."""
+    buffer = io.BytesIO()
+    _encode(buffer, frames, ending_of(Path(f"video{ending}")), fps)
+    return buffer.getvalue()
+
+
+class _File:
+    """What PyAV writes to. A failed write is kept: PyAV may tell it as another error, or to a reader that is open."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self.file = file
+        self.error: OSError | None = None
+        self.seek, self.tell = file.seek, file.tell
+
+    def write(self, data: bytes) -> int:
+        try:
+            return self.file.write(data)
+        except OSError as error:
+            self.error = self.error or error
+            raise
+
+
+def _encode(out: Any, frames: Iterable[NDArray[np.uint8]], ending: str, fps: float) -> None:
     import av
 
-    if ending not in _CODECS:
-        raise UserError(f"cannot write {ending} files; known: {', '.join(_CODECS)}")
     container, codec, options = _CODECS[ending]
-    buffer = io.BytesIO()
-    with av.open(buffer, "w", format=container, options={"fflags": "+bitexact"}) as file:
+    with av.open(out, "w", format=container, options={"fflags": "+bitexact"}) as file:
         stream: Any = None
         for image in frames:
             if stream is None:
@@ -45,9 +72,15 @@ def encode_video(frames: Iterable[NDArray[np.uint8]], ending: str, fps: float = 
         if stream is None:
             raise UserError("cannot write a video without frames")
         file.mux(stream.encode())
-    return buffer.getvalue()
 
 
 def write_video(path: Path, frames: Iterable[NDArray[np.uint8]], fps: float = 12.0) -> None:
-    """Write atomically; the ending chooses container and codec."""
-    write_bytes(path, encode_video(frames, Path(path).suffix.lower(), fps))
+    """Write atomically, frame by frame as they come; the ending chooses container and codec."""
+    ending = ending_of(path)
+    with atomic_file(path) as file:
+        out = _File(file)
+        try:
+            _encode(out, frames, ending, fps)
+        finally:
+            if out.error is not None:
+                raise out.error

@@ -28,6 +28,16 @@ class ChunkMap:
         out[1:] = self.owner[1:] != self.owner[:-1]
         return out
 
+    def beginnings(self) -> NDArray[np.int64]:
+        """(n,3): where each token that owns cells begins: its first step, and of its cells there (row, column) the one
+        nearest to their middle."""
+        out = []
+        for token in np.unique(self.owner):
+            cells = np.argwhere(self.owner == token)
+            first = cells[cells[:, 0] == cells[0, 0]]
+            out.append(first[((first - first.mean(0)) ** 2).sum(1).argmin()])
+        return np.array(out)
+
     def arrays(self, name: str = "") -> dict[str, NDArray[Any]]:
         """For a file of arrays; `from_arrays` reads them back."""
         return {f"{name}{key}": getattr(self, key) for key in ("owner", "centroids", "sizes", "prob")}

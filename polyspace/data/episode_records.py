@@ -6,7 +6,7 @@ episode is left out with its reason, never repaired by resampling: so are states
 fewer than 2, and an episode without a readable camera. Frames are counted by decoding them, not read from a header.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sized
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -21,6 +21,7 @@ from polyspace.data.frames import FrameSource, FrameView
 from polyspace.data.video import VideoError
 from polyspace.utils.checkpoint_io import read_json
 from polyspace.utils.errors import UserError, did_you_mean
+from polyspace.utils.log import Progress
 
 
 class Unfit(UserError):
@@ -179,19 +180,22 @@ def collect(
     out = EpisodeDataset(name, layout, [], {}, list(notes))
     seen: set[str] = set()
     cameras: set[str] = set()
-    for id, read in drafts:
-        if id in seen:
-            raise UserError(f"{name}: episode {id!r} is listed twice")
-        seen.add(id)
-        try:
-            draft = read()
-            cameras |= set(draft.cameras)
-            record, remarks = align(draft, camera)
-        except Unfit as fault:
-            out.left_out[id] = str(fault)
-            continue
-        out.records.append(record)
-        out.notes.extend(remarks)
+    total = len(drafts) if isinstance(drafts, Sized) else None
+    with Progress(total, f"read {name}", "episode", delay=2.0) as bar:
+        for id, read in drafts:
+            bar.step()
+            if id in seen:
+                raise UserError(f"{name}: episode {id!r} is listed twice")
+            seen.add(id)
+            try:
+                draft = read()
+                cameras |= set(draft.cameras)
+                record, remarks = align(draft, camera)
+            except Unfit as fault:
+                out.left_out[id] = str(fault)
+                continue
+            out.records.append(record)
+            out.notes.extend(remarks)
     if camera is not None and cameras and camera not in cameras:
         raise UserError(f"--camera {camera} is unknown to {name}{did_you_mean(camera, cameras)}")
     if not seen:

@@ -6,6 +6,7 @@ import numpy as np
 from jaxtyping import Float32, Float64, UInt8
 
 from polyspace.planning.pusht import AGENT, BLOCK_REACH, PushT, centre_of_mass
+from polyspace.utils.log import Progress
 
 SMOOTH = 0.7  # how much of its noise an action takes over from the one before
 LONGEST = 12  # steps for which an aim is held
@@ -26,14 +27,16 @@ def collect(env: PushT, episodes: int, steps: int, seed: int) -> Episodes:
     video = np.empty((episodes, steps + 1, env.size, env.size, 3), np.uint8)
     actions = np.empty((episodes, steps, 2), np.float32)
     states = np.empty((episodes, steps + 1, env.state_dim))
-    for episode in range(episodes):
-        states[episode, 0] = env.reset(generator)
-        video[episode, 0] = env.render()
-        policy = Wanderer(env.max_step, generator)
-        for step in range(steps):
-            actions[episode, step] = policy(states[episode, step])
-            states[episode, step + 1] = env.step(actions[episode, step])
-            video[episode, step + 1] = env.render()
+    with Progress(episodes, "collect", "episode") as bar:
+        for episode in range(episodes):
+            states[episode, 0] = env.reset(generator)
+            video[episode, 0] = env.render()
+            policy = Wanderer(env.max_step, generator)
+            for step in range(steps):
+                actions[episode, step] = policy(states[episode, step])
+                states[episode, step + 1] = env.step(actions[episode, step])
+                video[episode, step + 1] = env.render()
+            bar.step()
     return Episodes(video, actions, states)
 
 

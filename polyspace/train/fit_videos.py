@@ -14,6 +14,7 @@ from polyspace.data.records import VideoDataset
 from polyspace.report.phase_sections import write_pipeline_report
 from polyspace.train.downstream.common import encoder_folder
 from polyspace.train.run import RunConfig, run
+from polyspace.train.settings import Track
 from polyspace.utils.checkpoint_io import read_json
 from polyspace.utils.errors import UserError
 from polyspace.utils.log import say, warn
@@ -31,6 +32,7 @@ class FitConfig(Config):
     workers: int = Field(2, ge=0, description="processes that decode files ahead")
     seed: int = Field(0, ge=0, description="of everything that is drawn")
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
+    track: Track = ("auto",)
 
 
 def choose(found: VideoDataset, init_from: Path | None) -> tuple[list[str], list[str]]:
@@ -67,6 +69,7 @@ def run_config(config: FitConfig, found: VideoDataset, phases: list[str], listed
         "sequence": ",".join(phases),
         "seed": config.seed,
         "device": config.device,
+        "track": config.track,
         "precision": "bf16" if gpu else "fp32",
         "init_from": config.init_from,
         "data": {

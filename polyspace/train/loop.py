@@ -1,9 +1,8 @@
 """The only training loop: step by step, resumable bit for bit from the last checkpoint."""
 
-import json
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache, partial
@@ -17,10 +16,10 @@ from polyspace.train.checkpoint import load_checkpoint, restore_rng, save_checkp
 from polyspace.train.engine import Engine
 from polyspace.train.optim import warmup_cosine
 from polyspace.train.phase import StepOutput
-from polyspace.utils.checkpoint_io import sha256_json, write_text
-from polyspace.utils.distrib import is_main
+from polyspace.utils.checkpoint_io import sha256_json
 from polyspace.utils.errors import UserError
 from polyspace.utils.log import Progress, say, warn
+from polyspace.utils.trackers import RunLog
 from polyspace.utils.world import mean_of
 
 
@@ -75,28 +74,31 @@ def fit(
     about: dict[str, Any] | None = None,
     prefetch: Callable[[torch.Tensor], None] | None = None,
     visits: bool = False,
+    track: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Train until `settings.steps`, from `folder`'s last checkpoint if there is one; returns the last metrics.
 
     `load(indices)` gives the items of a micro-batch, None where none of them can be had: such a micro-batch is left
     out, an update of nothing else skipped. `about` is whatever else the run depends on: a checkpoint made
     under other settings is not continued but refused. `prefetch` is told the next update's items. With `visits` both
-    are given visits, epoch·num_items + item, instead of items.
+    are given visits, epoch·num_items + item, instead of items. `track` names where metrics go beside metrics.jsonl.
     SIGTERM and SIGINT save and stop (KeyboardInterrupt).
     """
     _check(num_items, settings, engine.world.data_size, name)
     identity = sha256_json([asdict(settings), num_items, about or {}])
     start, metrics, bad = _resume(engine, folder, identity, name)
     alarmed = False
-    log = _MetricsFile(folder / "metrics.jsonl", start)
-
     choose = partial(_parts, num_items, settings, visits)
 
     def save(step: int) -> None:
         log.flush()  # first: lines beyond a checkpoint are dropped on resume, missing ones could not be had again
         save_checkpoint(folder, step, engine, {"identity": identity, "metrics": metrics, "bad": bad})
 
-    with _stop_signals() as stopped, Progress(settings.steps, name, "step", initial=start) as bar:
+    with (
+        RunLog(folder, start, track, identity, asdict(settings) | (about or {})) as log,
+        _stop_signals() as stopped,
+        Progress(settings.steps, name, "step", initial=start) as bar,
+    ):
         for step in range(start, settings.steps):
             engine.phase.train()
             if prefetch is not None and step + 1 < settings.steps:
@@ -212,20 +214,3 @@ def _stop_signals() -> Iterator[threading.Event]:
     finally:
         for number, handler in old.items():
             signal.signal(number, handler)
-
-
-class _MetricsFile:
-    """metrics.jsonl: one line a log step; lines after the checkpoint that a run resumes from are dropped."""
-
-    def __init__(self, path: Path, start: int) -> None:
-        self.path = path
-        self.lines: list[str] = []
-        if start and path.is_file():
-            self.lines = [x for x in path.read_text().splitlines() if x and json.loads(x)["step"] <= start]
-
-    def add(self, values: dict[str, Any]) -> None:
-        self.lines.append(json.dumps(values))
-
-    def flush(self) -> None:
-        if is_main():
-            write_text(self.path, "".join(line + "\n" for line in self.lines))

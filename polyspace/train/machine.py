@@ -23,13 +23,14 @@ Kind = Literal["plain", "ddp", "fsdp", "deepspeed"]
 class Machine:
     """What phases are given. Of several processes every one has a Machine, equal but for its place in `world`.
 
-    `deepspeed`: what DeepSpeed's own file says, and that file, for messages."""
+    `deepspeed`: what DeepSpeed's own file says, and that file, for messages. `track`: see `fit`."""
 
     device: torch.device
     world: World = field(default_factory=World)
     kind: Kind = "plain"
     precision: Precision = "fp32"
     deepspeed: tuple[dict[str, Any], Path] | None = None
+    track: tuple[str, ...] = ()
 
     def engine(self, phase: Phase, config: TrainingConfig) -> Engine:
         """The phase wrapped, with its optimizer, for these settings."""

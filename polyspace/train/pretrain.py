@@ -99,6 +99,7 @@ def run_pretrain(config: Any, folder: Path, machine: Machine) -> dict[str, Any]:
             about=depends | {"precision": machine.precision},
             prefetch=source.prefetch,
             visits=True,
+            track=machine.track,
         )
         failed = all_failed(source)
         return once(lambda: _written(config, folder, phase, about, source, machine.device)) | {

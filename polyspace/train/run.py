@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -17,6 +18,7 @@ from polyspace.train.encoders import EncoderConfig
 from polyspace.train.language_align import LanguageConfig
 from polyspace.train.machine import describe, make_machine
 from polyspace.train.probe_train import ProbeConfig
+from polyspace.train.settings import Track
 from polyspace.train.vjepa.pretrain_config import DataConfig, PretrainConfig
 from polyspace.utils.checkpoint_io import read_json, sha256_file, sha256_json, try_writing, write_json
 from polyspace.utils.distrib import initialize, is_distributed, is_main, lost_ranks, once, shutdown, world_size
@@ -32,6 +34,7 @@ class RunConfig(Config):
     seed: int = Field(0, ge=0, description="of everything that is drawn")
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
     init_from: Path | None = Field(None, description="folder of an encoder, or of a run with one, to start from")
+    track: Track = ("auto",)
     local_rank: int | None = Field(None, description="added by some launchers; the environment decides")
     engine: Literal["auto", "ddp", "fsdp"] = Field("auto", description="how several processes work together; auto: ddp")
     use_deepspeed: int = Field(0, ge=0, le=1, description="1: DeepSpeed ZeRO, started by its launcher or torchrun")
@@ -106,6 +109,7 @@ def run(config: RunConfig) -> dict[str, Any]:
         raise UserError("several ranks would each run the whole job in one folder: torchrun starts main.py only")
     engine = "deepspeed" if config.use_deepspeed else config.engine
     machine = make_machine(config.device, engine, config.precision, config.context, config.deepspeed_config)
+    machine = replace(machine, track=config.track)
     config = dividing(config, names, machine.world.data_size)
     check(config, names)
     manifest = once(lambda: _begin(config))

@@ -1,9 +1,22 @@
 """What every phase's configuration says of its training, and that as the loop wants it."""
 
-from pydantic import Field, model_validator
+from typing import Annotated
+
+from pydantic import AfterValidator, Field, model_validator
 
 from polyspace.config import Config
 from polyspace.train.loop import FitSettings
+from polyspace.utils.trackers import choose
+
+# a field of a command's configuration; nothing that a result depends on
+Track = Annotated[
+    tuple[str, ...],
+    AfterValidator(choose),
+    Field(
+        validate_default=True,
+        description="where metrics go beside metrics.jsonl: tensorboard, wandb, none; auto: tensorboard if installed",
+    ),
+]
 
 
 class TrainingConfig(Config):

@@ -1,6 +1,5 @@
 """python -m polyspace.train.train_converter: fit a converter from the student's space to each teacher's."""
 
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
@@ -22,13 +21,14 @@ from polyspace.train.alignment.gathering import Gathered
 from polyspace.train.engine import PlainEngine
 from polyspace.train.loop import FitSettings, fit
 from polyspace.train.optim import build_adamw
-from polyspace.utils.checkpoint_io import sha256_json, try_writing, write_json, write_text
+from polyspace.utils.checkpoint_io import sha256_json, try_writing, write_json
 from polyspace.utils.log import say, table
 from polyspace.utils.metrics import knn_overlap, mean_cosine, r2_score
 from polyspace.utils.misc import get_device, set_seed
 from polyspace.utils.moments import Moments
 from polyspace.utils.run_info import run_info
 from polyspace.utils.standardise import Standardiser, fit_standardiser
+from polyspace.utils.trackers import keep_log
 
 CLOSED_FORMS = ("mean", "procrustes", "ridge")
 SHOWN = {"r2": "R²", "cosine": "cosine", "cka_debiased": "debiased CKA", "cka": "CKA", "knn_overlap": "kNN overlap"}
@@ -90,9 +90,9 @@ def train_residual(
     folder = config.save_dir / f"run-{sha256_json([asdict(settings), depends])[:12]}"
 
     engine = PlainEngine(phase, build_adamw(phase, config.lr, config.weight_decay), get_device(config.device))
-    fit(engine, len(rows), rows.batch, settings, folder, name="converters", about={"depends": sha256_json(depends)})
-    write_text(config.save_dir / "metrics.jsonl", (folder / "metrics.jsonl").read_text())
-    shutil.rmtree(folder)
+    told: dict[str, Any] = {"name": "converters", "about": {"depends": sha256_json(depends)}, "track": config.track}
+    fit(engine, len(rows), rows.batch, settings, folder, **told)
+    keep_log(folder, config.save_dir)
     return phase.cpu().best_bank, {name: round(step / per_epoch) for name, step in phase.best_steps().items()}
 
 

@@ -1,6 +1,5 @@
 """python -m polyspace.train.train_fusion: a gated fusion head on cached features, beside its student-only control."""
 
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -19,6 +18,7 @@ from polyspace.train.alignment.stores import check_fit, get_store
 from polyspace.train.engine import PlainEngine
 from polyspace.train.loop import FitSettings, fit
 from polyspace.train.optim import build_adamw
+from polyspace.train.settings import Track
 from polyspace.utils.checkpoint_io import (
     load_versioned,
     save_torch,
@@ -26,7 +26,6 @@ from polyspace.utils.checkpoint_io import (
     sha256_json,
     try_writing,
     write_json,
-    write_text,
 )
 from polyspace.utils.errors import UserError
 from polyspace.utils.flops import num_params
@@ -34,6 +33,7 @@ from polyspace.utils.holdout import hold_out, keep_fraction
 from polyspace.utils.log import say, warn
 from polyspace.utils.misc import get_device, set_seed
 from polyspace.utils.run_info import run_info
+from polyspace.utils.trackers import keep_log
 
 FORMAT, VERSION = "polyspace.fusion", 2  # 2: gates for each clip
 
@@ -59,6 +59,7 @@ class FusionConfig(HeadConfig):
     seed: int = Field(0, ge=0, description="weights, order of clips, and which clips keep their label")
     controls: bool = Field(True, description="also train fusions of shuffled teachers and of random maps")
     save_dir: Path = Field(Path("checkpoints/fusion"), description="folder of the result")
+    track: Track = ("auto",)
 
 
 def load_heads(path: Path, bank: ConverterBank) -> tuple[HeadSet, dict[str, Any]]:
@@ -98,11 +99,10 @@ def train(config: FusionConfig) -> int:
     place, share = config.save_dir, config.labels_fraction
     controls = fit_controls(bank, store, held, config.seed) if config.controls else {}
     phase, clips, folder = fit_heads(
-        config, bank, store, held, place, config.seed, labels_fraction=share, controls=controls
+        config, bank, store, held, place, config.seed, labels_fraction=share, controls=controls, track=config.track
     )
     _save(config, phase, store, clips)
-    write_text(config.save_dir / "metrics.jsonl", (folder / "metrics.jsonl").read_text())
-    shutil.rmtree(folder)
+    keep_log(folder, config.save_dir)
     return code
 
 
@@ -123,6 +123,7 @@ def fit_heads(
     labels_fraction: float = 1.0,
     controls: Mapping[str, ConverterBank] | None = None,
     equal_updates: bool = False,
+    track: Sequence[str] = (),
 ) -> tuple[FusionPhase, dict[str, int], Path]:
     """Train the fusion head and its student-only control (and the `controls`) on a share of the labels.
 
@@ -152,7 +153,7 @@ def fit_heads(
     depends |= {"controls": sorted(controls or {})}
     # named by all that the run depends on: the same line continues a killed run, another line starts its own
     folder = place / f"run-{sha256_json([asdict(settings), depends])[:12]}"
-    fit(engine, len(data), data.batch, settings, folder, name="fusion", about=depends)
+    fit(engine, len(data), data.batch, settings, folder, name="fusion", about=depends, track=track)
     return phase.cpu(), {"train": len(data), "held_out": int(held.sum()), "updates_an_epoch": per_epoch}, folder
 
 

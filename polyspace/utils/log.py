@@ -1,26 +1,43 @@
 """What a command says: plain lines on stdout, warnings on stderr, progress with rate and ETA."""
 
+import contextlib
 import logging
 import os
 import sys
 from collections.abc import Iterator
+from typing import Any
 
 
 def _is_main() -> bool:
     return os.environ.get("RANK", "0") == "0"  # the launcher's word: importing torch for this would slow every --help
 
 
+_bars: list[Any] = []  # those on a terminal
+
+
+@contextlib.contextmanager
+def _above_bars() -> Iterator[None]:
+    """Bars that a terminal shows make room for what is written within."""
+    for bar in _bars:
+        bar.clear()
+    yield
+    for bar in _bars:
+        bar.refresh()
+
+
 def say(text: str = "") -> None:
     """One line on stdout, from rank 0 only, flushed so that logs and pipes see it at once."""
     if _is_main():
-        sys.stdout.write(text + "\n")
-        sys.stdout.flush()
+        with _above_bars():
+            sys.stdout.write(text + "\n")
+            sys.stdout.flush()
 
 
 def warn(text: str) -> None:
     """One line on stderr, from every rank."""
-    sys.stderr.write(f"warning: {text}\n")
-    sys.stderr.flush()
+    with _above_bars():
+        sys.stderr.write(f"warning: {text}\n")
+        sys.stderr.flush()
 
 
 def banner(lines: list[str]) -> None:
@@ -52,26 +69,32 @@ class _Lines:
 
 
 class Progress:
-    """A tqdm bar on a terminal, a line every ten seconds elsewhere; nothing on other ranks.
+    """A tqdm bar on a terminal; elsewhere a line at the start, every ten seconds and at the end, with rate and time
+    left. Nothing on other ranks, and nothing of what is over within `delay` seconds. `total`: None if not known.
 
     >>> with Progress(100, "featurize", unit="clip") as bar: bar.step(4, failed=1)
     """
 
-    def __init__(self, total: int, name: str, unit: str = "it", initial: int = 0) -> None:
+    def __init__(self, total: int | None, name: str, unit: str = "it", initial: int = 0, delay: float = 0.0) -> None:
         from tqdm import tqdm
 
-        terminal = sys.stderr.isatty()
+        terminal = sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
         self._bar = tqdm(
             total=total,
             desc=name,
             unit=unit,
             initial=initial,
             disable=not _is_main(),
+            delay=delay,
             mininterval=0.2 if terminal else 10.0,
+            miniters=None if terminal else 1,  # guessed from the rate, it would hold back lines when steps slow down
+            position=None if terminal else 0,  # a bar within another moves the cursor, which no log can
             ascii=not terminal,
             dynamic_ncols=terminal,
             file=sys.stderr if terminal else _Lines(),
         )
+        if terminal and not delay:
+            _bars.append(self._bar)
 
     def step(self, count: int = 1, **shown: object) -> None:
         if shown:
@@ -82,6 +105,7 @@ class Progress:
         return self
 
     def __exit__(self, *_: object) -> None:
+        _bars[:] = [bar for bar in _bars if bar is not self._bar]  # tqdm's own == compares places
         self._bar.close()
 
 

@@ -19,6 +19,7 @@ from polyspace.train.eval_downstream import EvalConfig
 from polyspace.train.train_converter import ConverterConfig
 from polyspace.train.train_fusion import FusionConfig
 from polyspace.utils.checkpoint_io import load_torch, save_torch
+from polyspace.utils.trackers import EVENTS, METRICS
 
 SYNTH = "python -m polyspace.data.synthetic --layout hmdb51 --out ./datasets/hmdb51 --clips 200 --seed 0"
 LINES = {
@@ -69,6 +70,9 @@ def test_the_lines_run_as_typed_and_leave_their_files(place):
         "checkpoints/fusion/eval_hmdb51_validation_confusion.png",
     ):
         assert (place / name).is_file(), name
+    for name in ("converters", "fusion"):  # events and metrics of the finished run, and nothing of it else
+        folder = place / "checkpoints" / name
+        assert list((folder / EVENTS).iterdir()) and (folder / METRICS).is_file() and not list(folder.glob("run-*"))
     for folder in ("converters", "fusion"):
         run_file = json.loads((place / "checkpoints" / folder / "run.json").read_text())
         assert {"config", "version", "argv", "environment"} <= run_file.keys()
@@ -130,6 +134,7 @@ def test_a_labels_curve_holds_every_share_and_seed_and_goes_on_where_it_stopped(
         line.replace("--batch 4", "--batch 16") + " --out ./checkpoints/fusion --fractions 0.3 1 --seeds 2 --epochs 2"
     )
     out = place / "checkpoints" / "fusion"
+    events = list((out / EVENTS).iterdir())  # train-fusion's; points are not tracked
     run_ok(line, place)
     file = out / "labels_curve_hmdb51_validation.json"
     first = json.loads(file.read_text())
@@ -141,7 +146,7 @@ def test_a_labels_curve_holds_every_share_and_seed_and_goes_on_where_it_stopped(
         assert point["difference"]["seeds"] == gains and len(gains) == 2
         assert {"fusion of shuffled teachers", "fusion of random maps"} < set(point["heads"])
     kept = {p: p.stat().st_mtime_ns for p in (out / "points").iterdir()}
-    assert len(kept) == 4 and not list(out.glob("run-*"))
+    assert len(kept) == 4 and not list(out.glob("run-*")) and events == list((out / EVENTS).iterdir())
     next(iter(kept)).unlink()
     run_ok(line, place)
     again = {p: p.stat().st_mtime_ns for p in (out / "points").iterdir()}

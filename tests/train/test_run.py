@@ -12,12 +12,13 @@ import pytest
 import torch
 import yaml
 
-from polyspace.config import run_command
+from polyspace.config import run_command, validate
 from polyspace.models.vjepa.saved import load_encoder
 from polyspace.train.encoders import EncoderConfig, build_encoder
-from polyspace.train.run import RunConfig, main, run
+from polyspace.train.run import RunConfig, config_hash, main, run
 from polyspace.utils.checkpoint_io import load_tensors
 from polyspace.utils.errors import UserError
+from polyspace.utils.trackers import EVENTS
 
 REPOSITORY = Path(__file__).parents[2]
 SMALL = [
@@ -56,6 +57,14 @@ def test_a_run_leaves_checkpoint_metrics_pictures_and_manifest(finished):
     assert monitors <= rows[0].keys()
     run = json.loads((finished / "run.json").read_text())
     assert run["config"]["pretrain"]["steps"] == 3
+    assert list((finished / "pretrain" / EVENTS).iterdir())
+
+
+def test_where_metrics_go_is_no_part_of_what_a_phase_depends_on():
+    hashes = {
+        config_hash(validate(RunConfig, {"track": names}), "pretrain") for names in (["none"], ["tensorboard"], [])
+    }
+    assert len(hashes) == 1
 
 
 def test_the_encoder_that_was_written_is_the_target(finished):

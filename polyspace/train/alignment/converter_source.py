@@ -11,6 +11,7 @@ from polyspace.data.feature_store import FeatureStore
 from polyspace.data.featurize import SourceConfig, open_source, store_settings
 from polyspace.train.alignment.gathering import Gathered, Gatherer
 from polyspace.train.alignment.pairs import store_blocks, stream_blocks
+from polyspace.train.settings import Track
 from polyspace.utils.checkpoint_io import load_versioned, save_torch, sha256_json
 from polyspace.utils.errors import UserError, did_you_mean
 from polyspace.utils.holdout import hold_out
@@ -45,6 +46,7 @@ class ConverterConfig(SourceConfig):
     save_dir: Path = Field(Path("checkpoints/converters"), description="folder of the result")
     holdout: float = Field(0.2, gt=0, lt=1, description="share of source videos kept aside for choices and reports")
     seed: int = Field(0, ge=0, description="held-out videos, sampled rows, weights and order")
+    track: Track = ("auto",)
 
 
 class PairSource:

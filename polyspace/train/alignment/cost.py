@@ -14,6 +14,7 @@ from polyspace.models.backbones import BackboneCard
 from polyspace.models.spaces.converters import ConverterBank
 from polyspace.models.spaces.fusion import FusionHead
 from polyspace.utils.flops import forward_flops, num_params
+from polyspace.utils.log import Progress
 from polyspace.utils.memory import activation_peak, weight_bytes
 
 MOST_ROUNDS, LEAST_ROUNDS = 30, 3
@@ -22,10 +23,14 @@ HEAD = "converters + fusion"
 
 
 def timed_rounds(
-    runs: Mapping[str, Callable[[], Any]], device: torch.device, budget_s: float, least: int = LEAST_ROUNDS
+    runs: Mapping[str, Callable[[], Any]],
+    device: torch.device,
+    budget_s: float,
+    least: int = LEAST_ROUNDS,
+    after: Callable[[], None] = lambda: None,
 ) -> dict[str, list[float]]:
     """Seconds of every call of each run, one of each in turn, so that a slow moment of the machine hits all alike:
-    rounds until `budget_s` is spent, at least `least` and at most 30."""
+    rounds until `budget_s` is spent, at least `least` and at most 30. `after` is called after each."""
     times: dict[str, list[float]] = {name: [] for name in runs}
     start = time.perf_counter()
     for made in range(MOST_ROUNDS):
@@ -33,6 +38,7 @@ def timed_rounds(
             break
         for name, run in runs.items():
             times[name].append(_seconds(run, device))
+        after()
     return times
 
 
@@ -125,7 +131,8 @@ def _measure(
     peaks = {name: activation_peak(run, device) for name, run in runs.items()}  # warms up, too
     budget = budget_s * len(runs)
     least = LEAST_ROUNDS if time.perf_counter() - start < budget else 1
-    times = timed_rounds(runs, device, budget, least)
+    with Progress(MOST_ROUNDS, f"latency, batch {size} (at most {budget:.0f} s)", "round") as bar:
+        times = timed_rounds(runs, device, budget, least, bar.step)
     return {name: (times[name], weight_bytes(models[name]), peaks[name]) for name in runs}
 
 

@@ -106,6 +106,7 @@ def fit_phase(
         about=depends | {"precision": machine.precision},
         prefetch=prefetch,
         visits=prefetch is not None,
+        track=machine.track,
     )
     phase.eval()
     return read_json(before, "metrics"), last

@@ -80,13 +80,15 @@ def recorded_views(config: EpisodeConfig, size: int, least: int) -> Views:
     for name, reason in found.left_out.items():
         warn(f"episode {name} is left out: {reason}")
     videos, actions, names, groups = [], [], [], []
-    for record in found.records:
-        kept = subsample(record, stride=config.stride)
-        for camera in kept.cameras:
-            videos.append(_square(kept, camera, size))
-            actions.append(kept.actions.float())
-            names.append(f"{record.id}/{camera}")
-            groups.append(record.group)
+    with Progress(len(found.records), f"decode {found.name}", "episode") as bar:
+        for record in found.records:
+            kept = subsample(record, stride=config.stride)
+            for camera in kept.cameras:
+                videos.append(_square(kept, camera, size))
+                actions.append(kept.actions.float())
+                names.append(f"{record.id}/{camera}")
+                groups.append(record.group)
+            bar.step()
     about = {"source": "recorded", "layout": found.layout, "episodes": len(found.records), "left_out": found.left_out}
     return Views(videos, actions, names, groups, about)
 

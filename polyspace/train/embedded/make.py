@@ -24,6 +24,7 @@ from polyspace.train.embedded.phases import ClassPhase, EmbeddedPhase, PixelPhas
 from polyspace.train.engine import PlainEngine
 from polyspace.train.loop import FitSettings, fit
 from polyspace.train.optim import build_adamw
+from polyspace.train.settings import Track
 from polyspace.utils.checkpoint_io import write_json
 from polyspace.utils.errors import UserError, did_you_mean
 from polyspace.utils.log import say
@@ -63,6 +64,7 @@ class EmbeddedConfig(Config):
     seed: int = Field(12345, ge=0, description="clips, weights and order")
     threads: int = Field(1, ge=1, description="torch threads")
     work: Path = Field(Path("outputs/backbones"), description="folder for checkpoints on the way")
+    track: Track = ("auto",)
 
 
 def train_one(config: EmbeddedConfig, name: str, clips: StateClips, held_out: StateClips) -> dict[str, Any]:
@@ -82,7 +84,8 @@ def train_one(config: EmbeddedConfig, name: str, clips: StateClips, held_out: St
     settings = FitSettings(steps, task.batch, task.lr, log_every=50, eval_every=500, seed=config.seed)
     depends = {"name": name, "objective": task.says, "clips": config.clips, "held_out_clips": len(held_out)}
     engine = PlainEngine(phase, build_adamw(phase, task.lr, 0.05), torch.device("cpu"))
-    metrics = fit(engine, len(clips), load, settings, config.work / name, name=name, about=depends)
+    told: dict[str, Any] = {"name": name, "about": depends, "track": config.track}
+    metrics = fit(engine, len(clips), load, settings, config.work / name, **told)
     about = {"objective": task.says, "held_out": {k: metrics[k] for k in before}, "random_init": before}
     chosen = {"clips": config.clips, "seed": config.seed, "steps": steps}
     about["settings"] = {**chosen, "held_out_clips": len(held_out), "batch": task.batch, "lr": task.lr}

@@ -23,6 +23,7 @@ VERBS = {
     "labels-curve": ("polyspace.train.labels_curve", "fusion and student only on shares of the labels, over seeds"),
     "index": ("polyspace.commands.index", "videos -> a feature index of any space that a bundle serves"),
     "search": ("polyspace.commands.search", "the clips of an index most like a sentence or a video"),
+    "app": ("polyspace.commands.app", "a page in the browser: chunks, neighbours, classes, search, planning"),
     "demo": ("polyspace.commands.demo", "the whole job on generated clips, with a report"),
     "make-backbones": ("polyspace.train.embedded.make", "train the demo's five small backbones from nothing"),
     "doctor": ("polyspace.doctor", "what is installed, found and missing on this machine"),

@@ -11,13 +11,15 @@ from PIL import Image
 from polyspace.explorer.library import Library, Picture
 from polyspace.explorer.views import ChunkView, ClassView, Column, Found, chunk_rows, step_pictures, strip
 
+WIDE, THUMB = 270, 88  # pixels of a step's picture, and of a neighbour's
 STYLE = """
 .ps { font-size: 14px; line-height: 1.45; }
 .ps table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
 .ps th, .ps td { border: 1px solid var(--border-color-primary); padding: 3px 8px; text-align: left; }
-.ps th { background: var(--background-fill-secondary); white-space: nowrap; }
-.ps .number { text-align: right; }
-.ps .soft { color: var(--body-text-color-subdued); font-size: 13px; }
+.ps th { background: var(--background-fill-secondary); }
+.ps .scroll th, .ps .scroll td { padding: 2px 5px; font-size: 12.5px; white-space: nowrap; }
+.ps .bars { white-space: nowrap; }
+.ps .soft { opacity: .75; font-size: 13px; }
 .ps .head { font-size: 17px; font-weight: 600; margin: 0 0 4px; }
 .ps .fault, .ps .mark { border: 2px solid #b42318; color: #b42318; font-weight: 600; padding: 6px 10px; margin: 4px 0; }
 .dark .ps .fault, .dark .ps .mark { color: #ff7b72; border-color: #ff7b72; }
@@ -26,19 +28,19 @@ STYLE = """
 .ps .row { display: flex; flex-wrap: wrap; gap: 10px; align-items: flex-start; }
 .ps figure { margin: 0; text-align: center; } .ps figcaption { font-size: 12px; }
 .ps img { display: block; image-rendering: pixelated; max-width: 100%; margin: 0; }
-.ps .now img { outline: 3px solid #f97316; }
-.ps .scroll { max-height: 400px; overflow: auto; flex: 1 1 330px; }
+.ps .steps { display: grid; grid-template-columns: repeat(auto-fill, minmax(84px, 1fr)); gap: 8px; padding: 3px; }
+.ps .steps img { width: 100%; } .ps .now img { outline: 3px solid #f97316; }
+.ps .scroll { max-height: 330px; overflow: auto; flex: 1 1 320px; }
 .ps .columns { display: grid; grid-template-columns: repeat(auto-fill, minmax(160px, 1fr)); gap: 12px; }
 .ps .column { border: 1px solid var(--border-color-primary); border-radius: 6px; padding: 8px; position: relative;
   overflow: hidden; }
 .ps .stand-in::after { content: "identity stand-in"; position: absolute; inset: 0; display: grid; place-items: center;
   font-size: 28px; font-weight: 700; color: #ef4444; opacity: .5; transform: rotate(-28deg); pointer-events: none; }
 .ps .clip { margin: 8px 0; overflow-wrap: anywhere; } .ps .clip .row { gap: 3px; flex-wrap: nowrap; }
-.ps .blank { width: 96px; height: 54px; background: var(--background-fill-secondary); display: grid;
+.ps .blank { width: 88px; height: 50px; background: var(--background-fill-secondary); display: grid;
   place-items: center; font-size: 11px; color: var(--body-text-color-subdued); }
 .ps .itself { background: #f97316; color: #fff; border-radius: 3px; padding: 0 5px; font-size: 11px; }
 .ps .bar { display: inline-block; height: 12px; background: #4878a8; vertical-align: -1px; margin-right: 6px; }
-.ps .chosen { background: #f9731622; }
 """
 
 
@@ -85,21 +87,20 @@ def strip_html(view: ChunkView, step: int) -> str:
         words = f"step {number + 1}"
         mark = ' class="now"' if number == step else ""
         figures.append(f"<figure{mark}>{image(picture, words)}<figcaption>{words}</figcaption></figure>")
-    return box(f'<div class="row">{"".join(figures)}</div>')
+    return box(f'<div class="steps">{"".join(figures)}</div>')
 
 
 def step_html(view: ChunkView, step: int) -> str:
     """A step large, plain and with chunks (a cell's chunk is told under the pointer), and its chunks in a table."""
     plain, drawn = step_pictures(view, step)
-    first = step * view.every
-    last = first + view.every
-    frames = f"frame {first + 1}" if view.every == 1 else f"frames {first + 1}–{last}, the first is shown"
+    first = step * view.every + 1
+    frames = f"frame {first}" if view.every == 1 else f"first of frames {first}–{first + view.every - 1}"
     rows = chunk_rows(view, step)
     said = {row["chunk"]: _said(row) for row in rows}
     chunks = f"{len(rows)} chunks"
     figures = (
-        f"<figure>{image(plain, 'frame as the student sees it', 300)}<figcaption>{escape(frames)} of the "
-        f"{len(view.frames)} sampled</figcaption></figure>"
+        f"<figure>{image(plain, 'frame as the student sees it', WIDE)}<figcaption>{escape(frames)} "
+        f"({len(view.frames)} are sampled)</figcaption></figure>"
         f"<figure>{_hover(view, step, drawn, said)}<figcaption>{chunks} in step {step + 1}; point at one"
         "</figcaption></figure>"
     )
@@ -108,12 +109,12 @@ def step_html(view: ChunkView, step: int) -> str:
             f'<span class="swatch" style="background: rgb{row["colour"]}"></span>{row["chunk"]}',
             str(row["cells_here"]),
             f"{row['size']:.1f}",
-            ", ".join(f"{x + 1:.1f}" for x in row["centroid"]),
+            *(f"{x + 1:.1f}" for x in row["centroid"]),
             "–".join(str(n + 1) for n in dict.fromkeys(row["steps"])),
         ]
         for row in rows
     ]
-    head = ["chunk", "cells here", "size (cells)", "centroid (step, row, column)", "steps"]
+    head = ["chunk", "cells here", "cells in all", "centroid: step", "row", "column", "steps"]
     return box(f'<div class="row">{figures}<div class="scroll">{table(cells, head)}</div></div>')
 
 
@@ -136,9 +137,9 @@ def _hover(view: ChunkView, step: int, drawn: Picture, said: dict[int, str]) -> 
         for x in range(w)
     )
     shown = f'<image href="{data_uri(drawn)}" width="{w}" height="{h}" preserveAspectRatio="none"/>'
-    tall = round(300 * drawn.shape[0] / drawn.shape[1])
+    tall = round(WIDE * drawn.shape[0] / drawn.shape[1])
     return (
-        f'<svg role="img" aria-label="the same frame with chunks" width="300" height="{tall}" '
+        f'<svg role="img" aria-label="the same frame with chunks" width="{WIDE}" height="{tall}" '
         f'viewBox="0 0 {w} {h}" preserveAspectRatio="none">{shown}{cells}</svg>'
     )
 
@@ -146,7 +147,7 @@ def _hover(view: ChunkView, step: int, drawn: Picture, said: dict[int, str]) -> 
 def _clip(found: Found, library: Library, metric: str, count: int) -> str:
     pictures = library.pictures(found.id)
     chosen = pictures[1:2] if count == 1 else pictures
-    shown = "".join(image(picture, f"frame of {found.id}", 96) for picture in chosen)
+    shown = "".join(image(picture, f"frame of {found.id}", THUMB) for picture in chosen)
     shown = shown or '<div class="blank">no file here</div>'
     itself = ' <span class="itself">this clip</span>' if found.itself else ""
     path = library.find(found.id)
@@ -163,7 +164,7 @@ def _metric(column: Column) -> str:
 
 def column_html(column: Column, library: Library, count: int = 1) -> str:
     """One source's neighbours, each with `count` frames."""
-    head = f'<div class="head">{escape(column.source.space)}</div>{line(column.source.name, "soft")}'
+    head = f'<div class="head">{escape(column.source.space)}</div>{line(column.source.place, "soft")}'
     mark = line("identity stand-in: untrained, says nothing", "mark") if column.source.stand_in else ""
     told = fault(column.fault) if column.fault else ""
     clips = "".join(_clip(found, library, _metric(column), count) for found in column.found)
@@ -210,5 +211,5 @@ def classes_html(view: ClassView, stand_in: bool, shown: int = 10) -> str:
 
 
 def _bar(p: float, chosen: bool) -> str:
-    colour = "#f97316" if chosen else "#4878a8"
-    return f'<span class="bar" style="width: {max(1, round(160 * p))}px; background: {colour}"></span>{p:.1%}'
+    look = f"width: {max(1, round(120 * p))}px; background: {'#f97316' if chosen else '#4878a8'}"
+    return f'<span class="bars"><span class="bar" style="{look}"></span>{p:.1%}</span>'

@@ -179,8 +179,11 @@ def _wire(
         return "" if opened is None else told(lambda: explorer.detail_html(opened, name))
 
     shown, given = [session, status, strip, picture], [content, budget, step]
-    content.input(lambda free: gr.update(interactive=not free), content, budget, queue=False, show_progress="hidden")
+    light = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
+    content.input(lambda free: gr.update(interactive=not free), content, budget, **light)
     latest = {"trigger_mode": "always_last", "show_progress": "minimal"}
+    clip.input(lambda: None, None, file, **light)
+    file.upload(lambda: None, None, clip, **light)
     events = (
         clip.input(pick, [clip, *given], shown, **_model()),
         file.upload(upload, [file, *given], shown, **_model()),

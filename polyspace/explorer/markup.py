@@ -17,7 +17,8 @@ STYLE = """
 .ps table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
 .ps th, .ps td { border: 1px solid var(--border-color-primary); padding: 3px 8px; text-align: left; }
 .ps th { background: var(--background-fill-secondary); }
-.ps .scroll th, .ps .scroll td { padding: 2px 5px; font-size: 12.5px; white-space: nowrap; }
+.ps .scroll th, .ps .scroll td { padding: 2px 5px; font-size: 12.5px; }
+.ps .scroll td { white-space: nowrap; }
 .ps .bars { white-space: nowrap; }
 .ps .soft { opacity: .75; font-size: 13px; }
 .ps .head { font-size: 17px; font-weight: 600; margin: 0 0 4px; }
@@ -29,7 +30,7 @@ STYLE = """
 .ps figure { margin: 0; text-align: center; } .ps figcaption { font-size: 12px; }
 .ps img { display: block; image-rendering: pixelated; max-width: 100%; margin: 0; }
 .ps .steps { display: grid; grid-template-columns: repeat(auto-fill, minmax(84px, 1fr)); gap: 8px; padding: 3px; }
-.ps .steps img { width: 100%; } .ps .now img { outline: 3px solid #f97316; }
+.ps .steps img { width: 100%; } .ps .figure img { image-rendering: auto; } .ps .now img { outline: 3px solid #f97316; }
 .ps .scroll { max-height: 330px; overflow: auto; flex: 1 1 320px; }
 .ps .columns { display: grid; grid-template-columns: repeat(auto-fill, minmax(160px, 1fr)); gap: 12px; }
 .ps .column { border: 1px solid var(--border-color-primary); border-radius: 6px; padding: 8px; position: relative;
@@ -114,7 +115,7 @@ def step_html(view: ChunkView, step: int) -> str:
         ]
         for row in rows
     ]
-    head = ["chunk", "cells here", "cells in all", "centroid: step", "row", "column", "steps"]
+    head = ["chunk", "cells here", "cells in all", "centroid: step", "row", "col.", "steps"]
     return box(f'<div class="row">{figures}<div class="scroll">{table(cells, head)}</div></div>')
 
 

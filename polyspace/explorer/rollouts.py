@@ -163,7 +163,7 @@ def _pusht_figure(
     errors: tuple[NDArray[np.float64], NDArray[np.float64]],
     pushes: bool,
 ) -> Picture:
-    figure = Figure(figsize=(10.5, 4.4), layout="constrained")
+    figure = Figure(figsize=(8.4, 4.2), layout="constrained")
     table, curve = figure.subplots(1, 2, width_ratios=(1, 1.25))
     drawn = PushT(size=256)
     shown = []
@@ -179,7 +179,7 @@ def _pusht_figure(
     table.plot(*end, "*", color="#15803d", markersize=15, markeredgecolor="white", label="goal")
     what = "block's centre of mass" if pushes else "agent"
     table.set(title=f"way of the {what} (goal faint)", xlabel="x (world units)", ylabel="y (world units)")
-    table.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=2, frameon=False)
+    table.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=1, frameon=False)
     _error_axis(curve, *errors, world.about["energy"], "the start's frame, copied")
     curve.set_title("first plan: imagined against true")
     return _drawn(figure)

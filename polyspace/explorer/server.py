@@ -75,7 +75,8 @@ def serve(explorer: Explorer, host: str, port: int, max_upload: int) -> Iterator
     """The page at an address while the body runs; `max_upload` in bytes; port 0 takes a free one. UserError where the
     port is taken or gradio is missing."""
     with tempfile.TemporaryDirectory(prefix="polyspace_app_") as folder:
-        os.environ |= SETTINGS | {"GRADIO_TEMP_DIR": folder}
+        direct = ",".join(filter(None, (os.environ.get("NO_PROXY"), host, "localhost")))
+        os.environ |= SETTINGS | {"GRADIO_TEMP_DIR": folder, "NO_PROXY": direct, "no_proxy": direct}
         gr = import_gradio()
         from starlette.middleware import Middleware
 
@@ -102,6 +103,7 @@ def serve(explorer: Explorer, host: str, port: int, max_upload: int) -> Iterator
                 theme=theme,
                 css=STYLE,
                 app_kwargs={"middleware": [Middleware(Guard, hosts=hosts)]},
+                _frontend=False,  # else a machine that answers slowly once is told to share the page
             )
         except OSError as error:
             raise UserError(f"--host {host} --port {port} can't be served from ({error})") from error

@@ -128,7 +128,8 @@ class Explorer:
             raise UserError("Choose a task, and a whole number from 0 on as the start.")
         with self.lock:
             made = pusht_rollout(self.world, str(task), int(seed or 0)) if self.tasks else generated_rollout(self.world)
-        return markup.box(markup.line(made.sentence), markup.image(made.picture, made.sentence))
+        picture = markup.image(made.picture, made.sentence)
+        return markup.box(markup.line(made.sentence), f'<div class="figure">{picture}</div>')
 
 
 def told(panel: Callable[[], str]) -> str:

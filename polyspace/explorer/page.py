@@ -109,11 +109,7 @@ def _planning_tab(gr: Any, explorer: Explorer) -> None:
         gr.HTML(markup.box(markup.line(explorer.no_world)), elem_id="rollout")
         return
     tasks = explorer.tasks
-    if tasks:
-        words = "Plans from pictures to a goal picture in Push-T, beside the same planner on the true simulator."
-    else:
-        words = "This world model is not of Push-T: shown is how far what it imagines is from what happens."
-    gr.HTML(markup.box(markup.line(words)))
+    gr.HTML(markup.box(markup.line(explorer.world.sentence())))
     with gr.Row(visible=bool(tasks)):
         task = gr.Dropdown(tasks, value=tasks[0] if tasks else None, label="task")
         seed = gr.Number(0, precision=0, minimum=0, label="random start and goal (number)")

@@ -33,11 +33,23 @@ EPISODES, FRAMES, UNSEEN = 8, 12, 424_242  # UNSEEN: a seed far from those that 
 
 @dataclass(frozen=True)
 class World:
-    """A run's world model; `source`: what it learned from (file, generated, recorded)."""
+    """A run's world model; `source`: what it learned from (file, generated, recorded); `gain`: the share of copying
+    the last frame's energy that it saves on held-out episodes."""
 
     model: WorldModel
     about: dict[str, Any]
     source: str
+    gain: float
+
+    def sentence(self) -> str:
+        """What is shown of it, and how much it may be trusted."""
+        side = "below" if self.gain >= 0 else "above"
+        known = f"on held-out episodes its error was {abs(self.gain):.1%} {side} that of copying the last frame"
+        if self.pusht:
+            words = "Plans from pictures to a goal picture in Push-T, beside the same planner on the true simulator."
+        else:
+            words = "Not of Push-T: shown is how far what this model imagines is from what happens."
+        return f"{words} When it was trained, {known}."
 
     @property
     def pusht(self) -> bool:
@@ -60,8 +72,9 @@ def open_world(run: Path | None, device: torch.device) -> tuple[World | None, st
     if not (run / "action" / "action.json").is_file():
         return None, f"{run} has no action phase: run polyspace train with --sequence action."
     model, about = load_world(run / "action")
-    told = read_json(run / "pipeline_manifest.json", "manifest")["phases"]["action"]["data"]["source"]
-    world = World(model.to(device), about, told)
+    learned = read_json(run / "pipeline_manifest.json", "manifest")["phases"]["action"]
+    told = learned["data"]["source"]
+    world = World(model.to(device), about, told, float(learned["last"]["gain"]))
     if world.pusht:
         try:
             PushT(size=about["size"])

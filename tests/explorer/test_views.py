@@ -1,7 +1,9 @@
 """What the explorer shows, without a browser: pictures, rows, sentences, and HTML that holds all that it needs."""
 
 import re
+import shlex
 import shutil
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -9,12 +11,16 @@ import pytest
 import torch
 
 import polyspace
-from polyspace.explorer import markup, views
+from polyspace.commands.app import main as app_main
+from polyspace.config import run_command
+from polyspace.explorer import markup, rollouts, views
 from polyspace.explorer.library import Library, shrink
 from polyspace.explorer.rollouts import imagined_error, open_world
 from polyspace.explorer.server import is_loopback
 from polyspace.explorer.session import Explorer, told
 from polyspace.explorer.sources import open_sources
+from polyspace.train.collect_episodes import main as collect_main
+from polyspace.train.run import main as run_main
 from polyspace.utils.errors import UserError
 
 
@@ -188,6 +194,32 @@ def test_a_world_model_of_generated_episodes_shows_its_error_over_steps(explorer
     world, words = open_world(made / "features", ps.device)
     assert world is None and "no action phase" in words
     assert "--run" in Explorer(ps).rollout_html(None, None)
+
+
+@pytest.mark.slow
+def test_push_t_is_planned_with_the_world_model_and_on_the_simulator(ps, made, tmp_path, monkeypatch):
+    pytest.importorskip("gym_pusht")
+    assert (
+        run_command(collect_main, shlex.split(f"--out {tmp_path}/e.safetensors --episodes 6 --steps 6 --size 24")) == 0
+    )
+    settings = "steps=2 batch=4 width=16 depth=1 horizon=2 action_dim=2 size=24 episodes.source=file"
+    sets = " ".join(f"--set action.{item}" for item in [*settings.split(), f"episodes.root={tmp_path}/e.safetensors"])
+    line = f"--work_dir {tmp_path}/run --sequence action --init_from {made}/outputs {sets}"
+    assert run_command(run_main, shlex.split(line)) == 0
+    monkeypatch.setattr(rollouts, "PLANNER", {"samples": 4, "iterations": 1, "elites": 2, "std": 1.0})
+    page = Explorer(ps, run=tmp_path / "run")
+    assert page.tasks == ["reach", "push_near"] and "of copying the last frame" in page.world.sentence()
+    made_of = rollouts.pusht_rollout(page.world, "reach", 3)
+    assert "with the world model: " in made_of.sentence and made_of.picture.std() > 10
+    for task, seed in (("push", 0), ("reach", -1), ("reach", 0.5), ("reach", None)):
+        with pytest.raises(UserError, match="whole number"):
+            page.rollout_html(task, seed)
+
+
+def test_without_gradio_the_extra_is_named(monkeypatch, made, capsys):
+    monkeypatch.setitem(sys.modules, "gradio", None)
+    assert run_command(app_main, ["--bundle", str(made / "bundle")]) == 2
+    assert "pip install 'polyspace[app]'" in capsys.readouterr().err
 
 
 def test_faults_of_a_panel_are_sentences():

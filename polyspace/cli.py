@@ -25,6 +25,7 @@ VERBS = {
     "search": ("polyspace.commands.search", "the clips of an index most like a sentence or a video"),
     "report": ("polyspace.commands.report", "one page of all that lies in a folder, with pictures"),
     "overlay": ("polyspace.commands.overlay", "a video with the encoder's chunks drawn over a clip's frames"),
+    "app": ("polyspace.commands.app", "a page in the browser: chunks, neighbours, classes, search, planning"),
     "demo": ("polyspace.commands.demo", "the whole job on generated clips, with a report"),
     "make-backbones": ("polyspace.train.embedded.make", "train the demo's five small backbones from nothing"),
     "doctor": ("polyspace.doctor", "what is installed, found and missing on this machine"),

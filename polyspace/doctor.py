@@ -22,6 +22,7 @@ OPTIONAL = {  # module -> (what it gives, command)
     "tensorboard": ("curves of a training run", "pip install 'polyspace[tensorboard]'"),
     "wandb": ("the same at Weights & Biases", "pip install 'polyspace[wandb]'"),
     "faiss": ("an index as FAISS's file too", "pip install 'polyspace[index]'"),
+    "gradio": ("polyspace app", "pip install 'polyspace[app]'"),
     "gym_pusht": ("Push-T, to plan in", "pip install 'polyspace[robot]'"),
 }
 _DISTRIBUTIONS = {"yaml": "pyyaml", "faiss": "faiss-cpu"}

@@ -1,6 +1,7 @@
 # make demo   the whole job on generated clips, offline, on a CPU; prints the report's path last
 # make test   the dev environment and the tests
 # make test-ranks   engines and launchers on several ranks, with DeepSpeed; four minutes
+# make test-browser   the report and the explorer in Chromium, where it and its driver are installed
 # make lint   ruff and mypy
 # make bench  one script per claim, results to docs/results; bench-learning: what pretraining learns
 PYTHON ?= python3
@@ -12,7 +13,7 @@ PYTEST_ARGS ?=
 # two workers of one thread each: two of two threads wait for one another; a file's tests share what is made for them
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile
 
-.PHONY: demo test test-ranks test-all lint bench bench-learning clean
+.PHONY: demo test test-ranks test-browser test-all lint bench bench-learning clean
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -36,6 +37,9 @@ test: $(VENV)/.installed-dev
 test-ranks: $(VENV)/.installed-dev
 	$(PIP) -e ".[deepspeed]"
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m "slow and dist" tests/train/test_engine.py tests/train/test_ranks.py
+
+test-browser: $(VENV)/.installed-dev
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m slow tests/explorer tests/report
 
 test-all: $(VENV)/.installed-dev
 	$(PYTEST) -m "not gpu" $(PYTEST_ARGS)

@@ -92,7 +92,7 @@ class Page:
 
     def write(self, path: Path) -> Path:
         title = html.escape(self.title)
-        links = "".join(f'<a href="#{anchor}">{html.escape(text)}</a>' for anchor, text in self.contents)
+        links = " ".join(f'<a href="#{anchor}">{html.escape(text)}</a>' for anchor, text in self.contents)
         contents = f"<nav>{links}</nav>" if len(self.contents) > 2 else ""
         body = "\n".join(self.parts)
         write_text(

@@ -143,7 +143,7 @@ def _strips(library: Library, name: str) -> str:
             )
             rows += f"<tr><th>{html.escape(view.name)}</th><td>{cells}</td></tr>"
         asked = f'<i class="thumb asked {name}" style="background-position-y:-{query * SIDE}px"></i>'
-        title = f"<tr><th>{asked}</th><td>nearest to {html.escape(words[query])}</td></tr>"
+        title = f'<tr><th>{asked}</th><td style="white-space: normal">nearest to {html.escape(words[query])}</td></tr>'
         parts.append(f'<div class="scroll"><table class="strip">{title}{rows}</table></div><br>')
     note = "" if library.chance is None else "Solid frame: the same class; dashed: another. "
     text = f'<p class="small">{note}Best first; point at a clip for its name.</p>'

@@ -12,7 +12,8 @@ from polyspace.report.figures import svg_figure
 from polyspace.report.html import Page
 from polyspace.report.library import Library
 from polyspace.report.library_sections import found_section, library_sections
-from polyspace.report.phase_sections import CHUNKS_CAPTION, chunk_facts, motion_section, phase_sections, read_lines
+from polyspace.report.look_sections import CHUNKS_CAPTION, chunk_facts, motion_section
+from polyspace.report.phase_sections import phase_sections, read_lines
 from polyspace.report.run_files import RunFiles
 from polyspace.utils.checkpoint_io import read_json
 from polyspace.utils.looks_file import Looks

@@ -28,7 +28,7 @@ def test_the_last_line_is_the_path_of_a_page_that_needs_no_network(demo):
     page = (out / "report.html").read_text()
     assert said.strip().splitlines()[-1].endswith("report.html") and len(page) < 15e6
     assert not re.search(r"(?:src|href)=[\"']?(?:https?:)?//", page)
-    for heading in ("Clips", "Classification", "With few labels", "Search by words", "Cost", "Commands"):
+    for heading in ("Backbones", "Spaces", "Classification", "With few labels", "Searched for", "Cost", "Commands"):
         assert heading in page
     assert "STAND-IN" not in page
 

@@ -1,0 +1,208 @@
+"""`polyspace report`: what lies in a folder stands on the page, what is broken is named, pictures have their data."""
+
+import base64
+import json
+import re
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import run_fails
+from matplotlib import pyplot as plt
+
+from polyspace.commands.report import ReportConfig, report
+from polyspace.report.figures import INK, plans_figure, svg_figure
+from polyspace.report.html import Page
+from polyspace.report.library import FRAMES, SIDE, Clip, Library, SpaceView, thumbnails
+from polyspace.report.library_sections import found_section, library_sections
+from polyspace.report.phase_sections import read_lines
+from polyspace.report.run_files import find_files
+from polyspace.utils.chunk_map import tubelets
+from polyspace.utils.errors import UserError
+from polyspace.utils.looks_file import Looks, load_looks, save_looks
+from polyspace.utils.projection import pca_map, umap_map
+
+
+@pytest.fixture(scope="module")
+def page(made, tmp_path_factory) -> str:
+    path = tmp_path_factory.mktemp("report") / "page.html"
+    return report(ReportConfig(run_dir=made, out=path, device="cpu"), "polyspace report made").read_text()
+
+
+def test_every_part_of_a_folder_is_told_of(page):
+    heads = re.findall(r"<h[23][^>]*>([^<]+)", page)
+    for words in (
+        "The student&#x27;s tokens",
+        "Tokens against motion",
+        "Spaces",
+        "Nearest clips",
+        "Classification",
+        "Cost",
+        "Pretrain",
+        "Chunks over frames",
+        "What could not be foreseen",
+        "Language",
+        "Probe",
+        "Action",
+        "Planned against true trajectories",
+        "Commands",
+    ):
+        assert words in heads, heads
+
+
+def test_the_page_needs_nothing_else(page):
+    assert not re.search(r"(?:src|href)=[\"']?(?:https?:)?//", page) and "@import" not in page
+    assert not set(re.findall(r"url\(([a-z]+):", page)) - {"data"}
+    assert len(page) < 15e6
+
+
+def test_ids_are_unique_and_every_reference_is_met(page):
+    ids = re.findall(r'\bid="([^"]+)"', page)
+    assert len(ids) == len(set(ids))
+    wanted = re.findall(r'(?:href="#|url\(#)([^")]+)', page)
+    assert wanted and set(wanted) <= set(ids)
+
+
+def test_behind_a_figure_stand_its_numbers_and_its_command(page, made):
+    found = {
+        name: json.loads(base64.b64decode(data))
+        for name, data in re.findall(r'download="([^"]+)" href="data:application/json;base64,([^"]+)"', page)
+    }
+    result = json.loads((made / "fusion" / "eval_hmdb51_validation.json").read_text())
+    assert found["confusion.json"] == {"classes": result["classes"], "counts": result["confusion"]}
+    assert found["plans.json"] == json.loads((made / "outputs" / "action" / "plans.json").read_text())
+    assert found["tokens.json"]["cells"] == 27 and len(found["tokens.json"]["tokens"]) > 8
+    assert len(found["maps.json"]["clips"]) == result["clips"]["evaluated"]
+    assert "polyspace report made" in page
+
+
+def test_a_map_has_a_dot_for_every_clip_in_every_space(page):
+    maps = re.findall(r'aria-label="map of ([^"]+)">(.*?)</svg>', page)
+    assert [name for name, _ in maps] == [
+        "hnet_vjepa",
+        "vivit, translated",
+        "vivit",
+        "videomae, translated",
+        "videomae",
+    ]
+    assert all(len(re.findall("<circle", dots)) == 12 for _, dots in maps)
+
+
+def test_what_is_broken_is_named_and_the_rest_is_shown(made, tmp_path):
+    shutil.copytree(made / "fusion", tmp_path / "fusion")
+    shutil.copytree(made / "outputs" / "pretrain", tmp_path / "run" / "pretrain")
+    (tmp_path / "run" / "pipeline_manifest.json").write_text('{"phases": {"pre')
+    text = report(ReportConfig(run_dir=tmp_path, device="cpu"), "").read_text()
+    assert "run/pipeline_manifest.json" in text and "not valid JSON" in text and "Classification" in text
+
+
+def test_a_store_whose_videos_are_gone_is_mapped_without_pictures(made, tmp_path):
+    shutil.copytree(made / "features", tmp_path / "features")
+    about = next((tmp_path / "features").glob("features_hmdb51_validation.run.json"))
+    run = json.loads(about.read_text())
+    run["config"]["root"] = str(tmp_path / "gone")
+    about.write_text(json.dumps(run))
+    text = report(ReportConfig(run_dir=tmp_path, device="cpu"), "").read_text()
+    assert "were not found" in text and "image/jpeg" not in text and "<circle" in text
+    again = report(ReportConfig(run_dir=tmp_path, root=[made / "data"], device="cpu"), "").read_text()
+    assert "image/jpeg" in again
+
+
+def test_a_folder_without_anything_is_a_sentence(tmp_path):
+    run_fails(f"polyspace report {tmp_path}", tmp_path, "holds no run")
+    run_fails(f"polyspace report {tmp_path}/no", tmp_path, "is not a folder")
+
+
+def test_stand_ins_are_announced_on_the_page_and_in_the_figures(tmp_path, made):
+    shutil.copytree(made / "fusion", tmp_path / "fusion")
+    file = tmp_path / "fusion" / "eval_hmdb51_validation.json"
+    result = json.loads(file.read_text())
+    result["stand_ins"] = ["vivit"]
+    file.write_text(json.dumps(result))
+    text = report(ReportConfig(run_dir=tmp_path, device="cpu"), "").read_text()
+    plain = report(ReportConfig(run_dir=made, out=tmp_path / "plain.html", videos=False, device="cpu"), "").read_text()
+    assert "STAND-IN: vivit" in text and "#ff0000" in text
+    assert "STAND-IN" not in plain and "#ff0000" not in plain
+
+
+def test_svg_takes_the_pages_colour_and_has_no_background():
+    figure, axis = plt.subplots()
+    axis.plot([0, 1], [0, 1])
+    text = svg_figure(figure, "a b")
+    assert text.startswith("<svg") and "currentColor" in text and INK not in text
+    assert 'id="a_b_' in text and "fill: #ffffff" not in text
+
+
+def test_names_can_not_close_the_script_or_the_page():
+    evil = "</script><script>alert(1)</script>"
+    clips = [Clip(evil, 0, "a"), Clip("b", 1, "b")]
+    view = SpaceView(evil, np.zeros((2, 2), np.float32), ("x", "y"), np.array([[1], [0]]), (0.0, 0.0, 0.0))
+    page = Page(evil)
+    library_sections(page, Library(evil, clips, [evil, "k"], [view], thumbnails([None, None]), 0.5))
+    found_section(page, [{"query": evil, "found": [{"id": evil, "score": 1.0}]}], {}, None)
+    assert "<script>alert" not in "".join(page.parts)
+
+
+def test_a_sheet_has_a_row_for_every_clip_and_grey_where_one_can_not_be_read():
+    import io
+
+    from PIL import Image
+
+    red = np.zeros((3, 40, 60, 3), np.uint8)
+    red[..., 0] = 250
+    sheet = np.asarray(Image.open(io.BytesIO(thumbnails([red, None]))))
+    assert sheet.shape == (2 * SIDE, FRAMES * SIDE, 3)
+    assert sheet[:SIDE, :, 0].min() > 200 and sheet[:SIDE, :, 1].max() < 60 and abs(int(sheet[-5, 5, 0]) - 128) < 4
+    assert thumbnails([None]) is None
+
+
+def test_looks_come_back(tmp_path):
+    frames = np.random.default_rng(0).integers(0, 255, (2, 4, 16, 16, 3), dtype=np.uint8)
+    looks = Looks(frames, {"chunks": [tubelets((2, 2, 2))] * 2}, np.zeros((2, 2, 2, 2), bool))
+    again = load_looks(save_looks(tmp_path / "looks.safetensors", looks))
+    assert (again.frames == frames).all() and (again.hidden == looks.hidden).all() and again.error is None
+    assert [m.tokens for m in again.maps["chunks"]] == [8, 8]
+    torch.save({}, tmp_path / "no.safetensors")
+    with pytest.raises(UserError, match="damaged"):
+        load_looks(tmp_path / "no.safetensors")
+
+
+def test_a_log_that_was_cut_short_keeps_its_whole_lines(tmp_path):
+    (tmp_path / "m.jsonl").write_text('{"step": 1}\n{"step": 2}\n{"st')
+    assert read_lines(tmp_path / "m.jsonl") == [{"step": 1}, {"step": 2}] and read_lines(tmp_path / "no") == []
+
+
+def test_maps_keep_what_lies_in_two_dims_and_say_how_much():
+    g = torch.Generator().manual_seed(0)
+    flat = torch.randn(30, 2, generator=g) * torch.tensor([3.0, 1.0])
+    turned = flat @ torch.linalg.qr(torch.randn(5, 5, generator=g))[0][:2]
+    points, axes = pca_map(turned)
+    assert torch.allclose(torch.cdist(points, points), torch.cdist(flat, flat), atol=1e-4)
+    assert axes[0].startswith("PC 1 (") and sum(int(re.search(r"\d+", a[5:])[0]) for a in axes) in (99, 100, 101)
+    assert pca_map(torch.ones(3, 4))[0].abs().max() == 0 and pca_map(torch.randn(1, 4))[0].shape == (1, 2)
+
+
+def test_umap_is_asked_for_by_name_and_told_of_where_it_is_missing():
+    try:
+        import umap  # noqa: F401
+    except ImportError:
+        with pytest.raises(UserError, match="umap-learn"):
+            umap_map(torch.randn(20, 4))
+    else:
+        assert umap_map(torch.randn(20, 4))[0].shape == (20, 2)
+
+
+def test_plans_of_actions_of_one_dim_can_be_drawn():
+    window = {"taken": [[1.0], [1.0]], "planned": [[0.5], [1.0]]}
+    plt.close(plans_figure({"windows": [window] * 3}))
+
+
+def test_hidden_folders_checkpoints_and_data_are_not_searched(tmp_path):
+    for place in (".x", "data", "step_000001", "a/b"):
+        (tmp_path / place).mkdir(parents=True)
+        (tmp_path / place / "eval_a.json").write_text("{}")
+    found = find_files(tmp_path)
+    assert [p.parent.name for p, _ in found.evaluations] == ["b"]
+    assert find_files(Path(tmp_path / "a" / "b")).empty is False

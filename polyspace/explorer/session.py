@@ -42,7 +42,7 @@ class Explorer:
 
     @property
     def chooses(self) -> bool:
-        return views.chooses(self.ps)
+        return self.ps.chooses
 
     @property
     def stand_ins(self) -> list[str]:

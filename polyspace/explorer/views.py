@@ -14,19 +14,12 @@ from polyspace.api import LANGUAGE, PolySpace
 from polyspace.data.index import Index
 from polyspace.explorer.library import Picture
 from polyspace.explorer.sources import Source
-from polyspace.models.backbones.hnet_vjepa import HouseBackbone
-from polyspace.models.vjepa.vit import HNetViT
 from polyspace.report.chunk_drawing import draw_chunks, palette, spread
 from polyspace.utils.chunk_map import ChunkMap
 from polyspace.utils.errors import UserError
 
 LARGE, SMALL = 400, 104  # pixels a side, at least
 LONGEST_TEXT = 500  # characters of a question
-
-
-def chooses(ps: PolySpace) -> bool:
-    """Whether the student chooses its own tokens, so that a budget means something."""
-    return isinstance(ps.backbone, HouseBackbone) and isinstance(ps.backbone.encoder, HNetViT)
 
 
 @dataclass(frozen=True)

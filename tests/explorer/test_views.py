@@ -53,7 +53,7 @@ def test_fewer_tokens_are_said_and_drawn_with_a_budget(ps, clip):
     view = views.look(ps, clip, 4)
     assert view.sentence().startswith("4 tokens for 27 cells, 6.8 times fewer. 3 steps of 3 × 3 cells")
     assert "2 frames × 8 × 8 pixels" in view.sentence()
-    assert views.chooses(ps)
+    assert ps.chooses
 
 
 def test_every_space_that_a_store_serves_is_a_source(ps, explorer, store, made):

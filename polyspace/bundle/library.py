@@ -14,11 +14,11 @@ from polyspace.data import build_dataset
 from polyspace.data.feature_store import FeatureStore
 from polyspace.data.video import VideoError, VideoReader
 from polyspace.models.spaces.converters import ConverterBank
-from polyspace.report.library import FRAMES, NEAREST, Clip, Library, SpaceView, thumbnails
+from polyspace.report.library import FRAMES, NEAREST, Clip, Library, SpaceView, square, thumbnails
 from polyspace.utils.checkpoint_io import read_json
 from polyspace.utils.errors import UserError
 from polyspace.utils.log import Progress
-from polyspace.utils.metrics import bootstrap_interval
+from polyspace.utils.metrics import group_interval
 from polyspace.utils.projection import MAPS
 
 
@@ -30,22 +30,25 @@ def video_paths(store: FeatureStore, roots: Sequence[Path] = ()) -> dict[str, Pa
     config = read_json(about, "run").get("config") or {}
     settings = store.manifest["settings"]
     options = {key: config.get(key) for key in ("fold", "annotations", "list_file")}
+    best: dict[str, Path] = {}
+    wanted = set(store.ids)
     for root in [*roots, Path(config.get("root", ""))]:
         try:
             data = build_dataset(settings["dataset"], root, settings["split"], **options)
         except (UserError, OSError):
             continue
-        return {record.id: record.path for record in data.records if record.path.is_file()}
-    return {}
+        found = {r.id: r.path for r in data.records if r.id in wanted and r.path.is_file()}
+        best = max(best, found, key=len)
+    return best
 
 
 def few_frames(path: Path, count: int = FRAMES) -> NDArray[np.uint8] | None:
-    """So many frames spread over a clip; None where it can't be read."""
+    """So many frames spread over a clip, as small as thumbnails are; None where it can't be read."""
     try:
         with VideoReader(path) as video:
             _, frames = video.sample(lambda n: sorted({round(i * (n - 1) / max(count - 1, 1)) for i in range(count)}))
-        return frames.numpy()
-    except VideoError:
+        return np.stack([square(frame) for frame in frames.numpy()])
+    except (VideoError, IndexError):
         return None
 
 
@@ -97,17 +100,22 @@ def space_view(name: str, x: Tensor, labels: Sequence[int | None], groups: Seque
     score, nearest = likeness.topk(min(NEAREST, len(x)), dim=1)
     nearest = torch.where(score.isfinite(), nearest, -1)
     same = None
-    if all(label is not None for label in labels):
+    there = (nearest >= 0).any(1)
+    if all(label is not None for label in labels) and bool(there.any()):
         y = torch.tensor(labels)
         hit = (y[nearest] == y[:, None]) & (nearest >= 0)
         share = hit.float().sum(1) / (nearest >= 0).sum(1).clamp_min(1)
-        same = (share.mean().item(), *bootstrap_interval(share))
+        same = (share[there].mean().item(), *group_interval(share[there], _groups(groups)[there]))
     return SpaceView(name, points.numpy(), axes, nearest.numpy(), same)
 
 
-def _same_group(groups: Sequence[str]) -> Tensor:
+def _groups(groups: Sequence[str]) -> Tensor:
     known: dict[str, int] = {}
-    number = torch.tensor([known.setdefault(group, len(known)) for group in groups])
+    return torch.tensor([known.setdefault(group, len(known)) for group in groups])
+
+
+def _same_group(groups: Sequence[str]) -> Tensor:
+    number = _groups(groups)
     return number[:, None] == number
 
 
@@ -115,7 +123,8 @@ def _chance(labels: Sequence[int | None], groups: Sequence[str]) -> float:
     """How often another clip, of another source, is of the same class."""
     y = torch.tensor([-1 if label is None else label for label in labels])
     other = ~_same_group(groups)
-    return (((y[:, None] == y) & other).sum() / other.sum().clamp_min(1)).item()
+    mine = ((y[:, None] == y) & other).sum(1) / other.sum(1).clamp_min(1)
+    return mine[other.any(1)].mean().item() if bool(other.any()) else 0.0
 
 
 def captions(store: FeatureStore, paths: Mapping[str, Path]) -> dict[str, str]:

@@ -1,5 +1,6 @@
 """`polyspace report RUN_DIR`: one self-contained page of all that lies in a folder, with pictures."""
 
+import copy
 import shlex
 from collections.abc import Sequence
 from dataclasses import replace
@@ -19,11 +20,11 @@ from polyspace.models.spaces.converters import ConverterBank, load_converters
 from polyspace.report.library import Library, thumbnails
 from polyspace.report.run_files import RunFiles, find_files
 from polyspace.report.run_report import Seen, write_report
+from polyspace.train.alignment.stores import check_fit, check_space
 from polyspace.utils.chunk_map import ChunkMap
 from polyspace.utils.errors import UserError
 from polyspace.utils.log import Progress, say, warn
-from polyspace.utils.looks_file import Looks
-from polyspace.utils.metrics import spearman_interval
+from polyspace.utils.looks_file import Looks, motion_of, tokens_against_motion
 
 SHOWN, COUNTED = 4, 64  # clips whose chunks are drawn, and whose tokens are counted
 
@@ -33,7 +34,7 @@ class ReportConfig(Config):
     run_dir: Path = Field(description="folder of a run, an evaluation, a demo, or of several of them")
     out: Path | None = Field(None, description="the page; none: report.html in RUN_DIR")
     map: Literal["pca", "umap"] = Field("pca", description="how spaces are drawn in two dims (umap: umap-learn)")
-    clips: int = Field(300, ge=1, description="clips in maps and strips, at most")
+    clips: int = Field(300, ge=1, le=1000, description="clips in maps and strips, at most")
     root: list[Path] = Field([], description="folders of the data sets, if not where they were")
     videos: bool = Field(True, description="decode clips for thumbnails and chunks")
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
@@ -54,25 +55,42 @@ def look(files: RunFiles, config: ReportConfig) -> Seen:
     """What has to be computed or decoded for the page."""
     notes: list[str] = []
     ps = _bundle(files, config)
-    stores = [FeatureStore(path) for path, _ in files.stores]
+    stores = [store for path, _ in files.stores if (store := _opened(path, files)) is not None]
     paths = {store.path: video_paths(store, config.root) if config.videos else {} for store in stores}
     library = None
     store = _told(stores)
     if store is not None and len(store):
-        library = make_library(store, _bank(files, ps), paths[store.path], config.map, config.clips)
+        try:
+            bank = _bank(files, ps, store, notes)
+            library = make_library(store, bank, paths[store.path], config.map, config.clips)
+        except UserError as fault:
+            files.unread[store.path.name] = str(fault)
+    if library is not None and store is not None:
         if library.sheet is None and config.videos:
             notes.append(
                 f"The videos of {library.title} were not found, so no thumbnails are shown (--root names them)."
+            )
+        if store.manifest["split"] == "train" and len(library.spaces) > len(store.spaces):
+            notes.append(
+                "The clips in maps are those that converters were fitted on: translations look better than they are."
             )
     texts: dict[str, str] = {}
     for one in stores:
         texts |= captions(one, paths[one.path])
     found = [clip["id"] for _, search in files.searches for row in search["queries"] for clip in row["found"]]
-    sheet = thumbnails([few_frames(Path(clip)) for clip in found]) if found and config.videos else None
+    sheet = thumbnails([few_frames(Path(clip)) for clip in found[:1000]]) if found and config.videos else None
     looks, counted = (None, None)
     if ps is not None and library is not None and store is not None:
         looks, counted = chunks(ps, [paths[store.path][c] for c in _in_turn(library) if c in paths[store.path]])
     return Seen(library, looks, counted, texts, sheet, notes)
+
+
+def _opened(path: Path, files: RunFiles) -> FeatureStore | None:
+    try:
+        return FeatureStore(path)
+    except UserError as fault:
+        files.unread[path.name] = str(fault)
+        return None
 
 
 def _told(stores: Sequence[FeatureStore]) -> FeatureStore | None:
@@ -102,14 +120,25 @@ def _bundle(files: RunFiles, config: ReportConfig) -> PolySpace | None:
     return None
 
 
-def _bank(files: RunFiles, ps: PolySpace | None) -> ConverterBank | None:
-    """The converters of the bundle, or those that the evaluation read."""
-    if ps is not None and ps.bundle.converters is not None:
-        return ps.bundle.converters.cpu()
+def _bank(files: RunFiles, ps: PolySpace | None, store: FeatureStore, notes: list[str]) -> ConverterBank | None:
+    """The converters of the bundle, or those that an evaluation read, if they were fitted on the store's backbones."""
+    if ps is not None and ps.bundle.converters is not None and ps.student == store.student:
+        try:
+            for name in (ps.student, *ps.bundle.converters.dims):
+                check_space(ps.bundle.spaces[name], store.spaces[name], name, Path("the bundle"), str(store.path))
+            return copy.deepcopy(ps.bundle.converters).cpu()
+        except (UserError, KeyError) as fault:
+            notes.append(f"No translated spaces from the bundle: {fault}")
     for _, result in files.evaluations:
         path = Path((result.get("run", {}).get("config") or {}).get("converters", ""))
-        if path.is_file():
-            return load_converters(path)[0]
+        if not path.is_file():
+            continue
+        try:
+            bank, about = load_converters(path)
+            check_fit(bank, about, store, path)
+            return bank
+        except UserError as fault:
+            notes.append(f"No translated spaces from {path.name}: {fault}")
     return None
 
 
@@ -124,30 +153,18 @@ def chunks(ps: PolySpace, paths: Sequence[Path]) -> tuple[Looks | None, dict[str
             bar.step()
             try:
                 video, one = ps.look(path)
-            except VideoError:
+            except (VideoError, IndexError):
                 continue
             if len(frames) < SHOWN:
                 frames.append(video)
                 maps.append(one)
                 fewer.append(ps.look(path, num_chunks=max(1, one.tokens // 2))[1])
             tokens.append(one.tokens)
-            motion.append(float(np.abs(np.diff(video.astype(np.float32), axis=0)).mean()))
+            motion.append(motion_of(video))
     if not frames:
         return None, None
     ways: dict[str, list[ChunkMap]] = {"chunks": maps, "chunks (half)": fewer}
-    return Looks(np.stack(frames), ways), counts(tokens, motion, maps[0].owner.size)
-
-
-def counts(tokens: Sequence[int], motion: Sequence[float], cells: int) -> dict[str, Any]:
-    """Tokens and motion of clips, and their rank correlation where there are enough."""
-    import torch
-
-    found: dict[str, Any] = {"tokens": list(tokens), "motion": list(motion), "cells": cells}
-    if len(tokens) >= 8:
-        keys = ("spearman", "spearman_low", "spearman_high")
-        pairs = spearman_interval(torch.tensor(motion), torch.tensor(tokens, dtype=torch.float32))
-        found |= dict(zip(keys, pairs, strict=True))
-    return found
+    return Looks(np.stack(frames), ways), tokens_against_motion(tokens, motion, maps[0].owner.size)
 
 
 def main(argv: Sequence[str]) -> int:

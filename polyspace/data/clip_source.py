@@ -148,8 +148,10 @@ class FileClips:
         return VideoBatch(video=video, label=torch.tensor(labels), text=text, rows=tuple(rows))
 
     def first(self, count: int) -> Tensor | None:
-        found = []
-        for record in self.records:
+        found: list[Tensor] = []
+        spread = [i * len(self.records) // max(count, 1) for i in range(min(count, len(self.records)))]
+        order = list(dict.fromkeys([*spread, *range(len(self.records))]))  # lists are often sorted by class
+        for record in (self.records[i] for i in order):
             clip = self._readable(record, partial(read_clip, record.path, self.plan, self.sampling))
             if clip is not None:
                 found.append(clip)

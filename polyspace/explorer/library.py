@@ -58,7 +58,10 @@ class Library:
         if is_video(path) and path.is_file():
             return path
         plain = path.with_suffix("") if is_video(path) else path
-        return self._known.get(plain.as_posix()) or self._known.get(plain.name)
+        found = self._known.get(plain.as_posix()) or self._known.get(plain.name)
+        if found is None or not f"/{found.with_suffix('').as_posix()}".endswith(f"/{plain.as_posix()}"):
+            return None  # another folder's clip of the same name
+        return found
 
     def pictures(self, name: str, count: int = 3, side: int = 96) -> list[Picture]:
         """`count` frames over the clip, at most `side` pixels a side; none where there is no file or it can't be

@@ -11,7 +11,6 @@ from polyspace.report.figures import (
     labels_figure,
     layers_figure,
     series_figure,
-    svg_figure,
 )
 from polyspace.report.html import Page
 from polyspace.report.labels_report import labels_columns, labels_rows, labels_words
@@ -22,11 +21,10 @@ KINDS = {"r2": "R²", "cosine": "cosine", "cka_debiased": "debiased CKA", "cka":
 
 def evaluation_sections(page: Page, path: Path, result: dict[str, Any], command: str) -> None:
     """All that eval_{dataset}_{split}.json tells; the losses of its heads where their log lies beside it."""
-    marked, name = bool(result["stand_ins"]), f"{result['dataset']}-{result['split']}"
     page.heading(f"Alignment: {shown.data_name(result)}")
     page.text(shown.clips_line(result))
     _converters(page, result)
-    _likeness(page, result, name, command, marked)
+    _likeness(page, result, command)
     page.subheading("Accuracy that is left of each teacher")
     if result["retained"] is None:
         page.text("Not measured: the converters' training features are not there, or have no labels.")
@@ -37,7 +35,7 @@ def evaluation_sections(page: Page, path: Path, result: dict[str, Any], command:
         page.text(shown.HEADS_WORDS)
         page.table(shown.teacher_head_rows(result), shown.HEADS_COLUMNS)
     page.heading("Classification")
-    _heads(page, path, result, name, command, marked)
+    _heads(page, path, result, command)
     page.heading("Cost")
     page.text(shown.COST_WORDS)
     page.table(shown.cost_rows(result), shown.cost_columns(result))
@@ -60,21 +58,22 @@ def _converters(page: Page, result: dict[str, Any]) -> None:
     page.table(shown.translation_rows(result), shown.TRANSLATION_COLUMNS)
 
 
-def _likeness(page: Page, result: dict[str, Any], name: str, command: str, marked: bool) -> None:
+def _likeness(page: Page, result: dict[str, Any], command: str) -> None:
     """CKA between spaces, and between layers where it was measured."""
+    name = f"{result['dataset']}_{result['split']}"
     if result["cka"] is not None:
         cka = result["cka"]
-        picture = svg_figure(cka_figure(cka["spaces"], cka["debiased"]), f"cka-{name}", marked)
+        picture = cka_figure(cka["spaces"], cka["debiased"])
         words = "Likeness of the true spaces and the translated ones on these clips (1: the same up to rotation)."
         page.figure(picture, words, command, cka, f"cka_{name}")
     layers = result.get("layers")
     if layers is not None:
-        picture = svg_figure(layers_figure(layers["layers"], layers["debiased"]), f"layers-{name}", marked)
+        picture = layers_figure(layers["layers"], layers["debiased"])
         words = f"Likeness of the layers of all backbones, mean tokens of {layers['clips']} clips; first layers first."
         page.figure(picture, words, command, layers, f"layers_{name}")
 
 
-def _heads(page: Page, path: Path, result: dict[str, Any], name: str, command: str, marked: bool) -> None:
+def _heads(page: Page, path: Path, result: dict[str, Any], command: str) -> None:
     page.table(shown.head_rows(result), shown.HEAD_COLUMNS)
     page.text(shown.difference_line(result))
     page.text(
@@ -83,18 +82,18 @@ def _heads(page: Page, path: Path, result: dict[str, Any], name: str, command: s
     )
     page.text(f"{shown.gates_line(result)} {shown.choice_line(result)}")
     figure = accuracy_figure(result["heads"], result["chance"])
-    page.figure(svg_figure(figure, f"accuracy-{name}", marked), "Top-1 accuracy.", command, result["heads"], "heads")
+    page.figure(figure, "Top-1 accuracy.", command, result["heads"], "heads")
     log = read_lines(path.parent / "metrics.jsonl")
     curves = {"loss_fusion": "fusion, training", "loss_student": "student only, training"}
     curves |= {"held_out_loss_fusion": "fusion, held out", "held_out_loss_student": "student only, held out"}
     losses = series_figure(log, curves, "update", "cross entropy (nats)")
     if losses is not None:
         words = "Losses of both heads, trained side by side on the same batches."
-        page.figure(svg_figure(losses, f"losses-{name}", marked), words, "", log, "fusion_metrics")
+        page.figure(losses, words, command, log, "fusion_metrics")
     figure = confusion_figure(result["confusion"], result["classes"], shown.data_name(result))
     counts = {"classes": result["classes"], "counts": result["confusion"]}
     words = "Confusion of the fusion head; numbers are clips."
-    page.figure(svg_figure(figure, f"confusion-{name}", marked), words, command, counts, "confusion")
+    page.figure(figure, words, command, counts, "confusion")
 
 
 def labels_section(page: Page, result: dict[str, Any], command: str) -> None:
@@ -103,9 +102,8 @@ def labels_section(page: Page, result: dict[str, Any], command: str) -> None:
     page.text(labels_words(result))
     page.table(labels_rows(result), labels_columns(result))
     figure = labels_figure(result["points"], result["chance"])
-    name = f"labels-{result['dataset']}-{result['split']}"
     words = "Top-1 over the number of labelled clips; bands are 95 % intervals over seeds."
-    page.figure(svg_figure(figure, name, bool(result["stand_ins"])), words, command, result["points"], "labels_curve")
+    page.figure(figure, words, command, result["points"], "labels_curve")
 
 
 def converter_section(page: Page, result: dict[str, Any], log: list[dict[str, Any]], command: str) -> None:
@@ -120,7 +118,7 @@ def converter_section(page: Page, result: dict[str, Any], log: list[dict[str, An
     keys = {key: key.removeprefix("held_out_r2_") for row in log for key in row if key.startswith("held_out_r2_")}
     figure = series_figure(log, keys, "update", "R², held out")
     if figure is not None:
-        page.figure(svg_figure(figure, "converters"), "Held-out R² while training.", command, log, "converter_metrics")
+        page.figure(figure, "Held-out R² while training.", command, log, "converter_metrics")
 
 
 def moved_section(page: Page, indexes: list[tuple[Path, dict[str, Any]]]) -> None:

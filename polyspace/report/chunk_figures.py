@@ -20,7 +20,7 @@ CURVES: dict[str, tuple[str, dict[str, str]]] = {
     "rank": ("effective rank of clip features", {"effective_rank": "effective rank"}),
     "tokens": ("tokens a clip", {"chunks": "chunks of a whole clip, mean"}),
 }
-HIGH = 96  # pixels of the shorter side of a drawn frame, at least
+HIGH = 96  # pixels of the shorter side of a drawn frame, at least; at most twice that, or pages grow
 
 
 def write_pictures(folder: Path, history: Sequence[Mapping[str, Any]], looks: Looks | None) -> list[Path]:
@@ -62,7 +62,7 @@ def chunks_figure(looks: Looks) -> Figure:
             _row(axis, drawn, f"{chunks.tokens} {way}")
             _middles(axis, chunks, frames[0].shape[:2])
     for t in range(steps):
-        axes[0, t].set_title(f"step {t}", fontsize=9)
+        axes[0, t].set_title(f"step {t + 1}", fontsize=9)
     return figure
 
 
@@ -83,7 +83,7 @@ def mistakes_figure(looks: Looks) -> Figure:
             axis.set(xticks=[], yticks=[])
         axes[2 * i + 1, 0].set_ylabel("error", fontsize=8)
     for t in range(steps):
-        axes[0, t].set_title(f"step {t}", fontsize=9)
+        axes[0, t].set_title(f"step {t + 1}", fontsize=9)
     figure.colorbar(image, ax=axes, label="energy of the prediction", fraction=0.03, shrink=0.6)
     return figure
 
@@ -99,7 +99,7 @@ def motion_figure(counted: Mapping[str, Any]) -> Figure:
         title = (
             f"rank correlation {counted['spearman']:.2f}, 95 % [{low:.2f}, {high:.2f}], {len(counted['tokens'])} clips"
         )
-    axis.set(xlabel="mean change between frames (levels of 255)", ylabel="tokens a clip")
+    axis.set(xlabel="mean change between sampled frames (levels of 255)", ylabel="tokens a clip")
     axis.set_title(title, fontsize=9)
     axis.set_ylim(0, counted["cells"] * 1.08)
     axis.legend(fontsize=8)
@@ -107,7 +107,13 @@ def motion_figure(counted: Mapping[str, Any]) -> Figure:
 
 
 def large(frame: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Small frames enlarged by a whole factor, so that lines and dots on them are finer than their pixels."""
+    """Small frames enlarged by a whole factor, so that lines and dots on them are finer than their pixels; large ones
+    averaged down by one."""
+    smaller = min(frame.shape[:2]) // HIGH
+    if smaller > 1:
+        rows, columns = (n // smaller for n in frame.shape[:2])
+        blocks = frame[: rows * smaller, : columns * smaller].reshape(rows, smaller, columns, smaller, 3)
+        return blocks.mean((1, 3)).round().astype(np.uint8)
     factor = max(1, -(-HIGH // min(frame.shape[:2])))
     return spread(frame, frame.shape[0] * factor, frame.shape[1] * factor)
 

@@ -20,7 +20,7 @@ WATERMARK = "identity stand-in"
 INK = "#010203"  # black to the eye; in an SVG it becomes the colour of the page's text
 INKED = ("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color")
 _settings: Any = matplotlib.rcParams
-_settings.update(dict.fromkeys(INKED, INK) | {"legend.framealpha": 0})
+_settings.update(dict.fromkeys(INKED, INK) | {"legend.framealpha": 0, "text.parse_math": False})
 
 
 def save_figure(figure: Figure, path: Path, watermark: bool = False) -> Path:
@@ -42,6 +42,7 @@ def svg_figure(figure: Figure, name: str, watermark: bool = False) -> str:
     text = buffer.getvalue()
     text = text[text.index("<svg") :].replace(INK, "currentColor")
     text = re.sub(r"<metadata>.*?</metadata>", "", text, count=1, flags=re.DOTALL)
+    text = re.sub(r' id="image[0-9a-f]+"', "", text)  # alike for alike images, and nothing refers to them
     key = re.sub(r"\W+", "_", name)
     text = re.sub(r'\bid="', f'id="{key}_', text)
     return re.sub(r'((?:xlink:)?href="#|url\(#)', rf"\g<1>{key}_", text)
@@ -120,20 +121,6 @@ def curves_figure(
     axis.set(xlabel=x_label, ylabel=y_label)
     axis.grid(alpha=0.3)
     axis.legend(fontsize=8)
-    return figure
-
-
-def strips_figure(strips: Mapping[str, np.ndarray], frames: int = 8) -> Figure:
-    """One row of frames a clip: {title: uint8 (T,H,W,3)}."""
-    figure, axes = plt.subplots(len(strips), frames, figsize=(frames * 1.15, len(strips) * 1.15), squeeze=False)
-    for row, (title, video) in zip(axes, strips.items(), strict=True):
-        for axis, t in zip(row, np.linspace(0, len(video) - 1, frames).round().astype(int), strict=True):
-            axis.imshow(video[t])
-            axis.set_xticks([])
-            axis.set_yticks([])
-            if row is axes[-1]:
-                axis.set_xlabel(f"frame {t}", fontsize=7)
-        row[0].set_ylabel(title, fontsize=7, rotation=0, ha="right", va="center")
     return figure
 
 

@@ -3,12 +3,18 @@
 import base64
 import html
 import json
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from matplotlib.figure import Figure
+
+from polyspace.report.figures import svg_figure
 from polyspace.utils.checkpoint_io import write_text
+from polyspace.utils.errors import UserError
 
 _STYLE = """
 :root { color-scheme: light dark; --ink: #1b1f24; --paper: #fff; --line: #d0d7de; --soft: #f6f8fa; --warn: #b42318;
@@ -48,6 +54,25 @@ class Page:
     parts: list[str] = field(default_factory=list)
     contents: list[tuple[str, str]] = field(default_factory=list)  # (anchor, heading)
     extras: dict[str, str] = field(default_factory=dict)  # styles and scripts by name, each put in once
+    failed: dict[str, str] = field(default_factory=dict)  # what could not be shown, and why
+    marked: bool = False  # figures get the stand-ins' watermark
+    figures: int = 0
+
+    @contextmanager
+    def section(self, place: str, marked: bool = False) -> Iterator[None]:
+        """A part of the page about `place`. A fault in its files takes it off the page and into `failed`, so that the
+        rest can still be read."""
+        parts, contents, before = len(self.parts), len(self.contents), self.marked
+        self.marked = marked
+        try:
+            yield
+        except (UserError, LookupError, TypeError, ValueError, OSError) as fault:
+            del self.parts[parts:], self.contents[contents:]
+            plain = isinstance(fault, UserError)
+            words = str(fault) if plain else f"it is of another form than expected ({type(fault).__name__}: {fault})"
+            self.failed[place] = words
+        finally:
+            self.marked = before
 
     def heading(self, text: str) -> None:
         anchor = f"part-{len(self.contents) + 1}"
@@ -74,15 +99,11 @@ class Page:
             f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
         )
 
-    def image(self, path: Path, caption: str) -> None:
-        data = base64.b64encode(Path(path).read_bytes()).decode()
-        alt = html.escape(caption, quote=True)
-        image = f'<img alt="{alt}" src="data:image/png;base64,{data}">'
-        self.parts.append(f"<figure>{image}<figcaption>{html.escape(caption)}</figcaption></figure>")
-
-    def figure(self, picture: str, caption: str, command: str = "", data: Any = None, name: str = "data") -> None:
-        """An `<svg>` or other markup of our own, with the command and the numbers that it came from."""
-        behind = _behind(command, data, name)
+    def figure(self, figure: Figure | None, caption: str, command: str = "", data: Any = None, name: str = "") -> None:
+        """A figure, or None for what was put in `raw`, with the command and the numbers that it came from."""
+        self.figures += 1
+        picture = "" if figure is None else svg_figure(figure, f"figure{self.figures}", self.marked)
+        behind = _behind(command, data, name or f"figure{self.figures}")
         self.parts.append(f"<figure>{picture}<figcaption>{html.escape(caption)}</figcaption>{behind}</figure>")
 
     def raw(self, markup: str, **extras: str) -> None:
@@ -111,7 +132,16 @@ def _behind(command: str, data: Any, name: str) -> str:
         return ""
     inner = f"<pre>{html.escape(command)}</pre>" if command else ""
     if data is not None:
-        text = base64.b64encode(json.dumps(data).encode()).decode()
+        text = base64.b64encode(json.dumps(_plain(data)).encode()).decode()
         file = html.escape(f"{name}.json", quote=True)
         inner += f'<a download="{file}" href="data:application/json;base64,{text}">{file}</a>'
     return f"<details><summary>command and data</summary>{inner}</details>"
+
+
+def _plain(value: Any) -> Any:
+    """For JSON: what is no number becomes null."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value

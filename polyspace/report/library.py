@@ -60,13 +60,13 @@ def thumbnails(videos: Sequence[NDArray[np.uint8] | None]) -> bytes | None:
             continue
         for column, t in enumerate(np.linspace(0, len(video) - 1, FRAMES).round().astype(int)):
             place = (slice(row * SIDE, (row + 1) * SIDE), slice(column * SIDE, (column + 1) * SIDE))
-            sheet[place] = _square(video[t])
+            sheet[place] = video[t] if video.shape[1:3] == (SIDE, SIDE) else square(video[t])
     buffer = io.BytesIO()
     Image.fromarray(sheet).save(buffer, "JPEG", quality=72)
     return buffer.getvalue()
 
 
-def _square(frame: NDArray[np.uint8]) -> NDArray[np.uint8]:
+def square(frame: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """The centre of a frame, `SIDE` pixels."""
     from PIL import Image
 

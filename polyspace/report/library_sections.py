@@ -6,10 +6,10 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
 from matplotlib import colormaps
 from matplotlib.colors import to_hex
 
+from polyspace.report.figures import WATERMARK
 from polyspace.report.html import Page
 from polyspace.report.library import FRAMES, NEAREST, SIDE, Library, SpaceView, facts
 
@@ -17,6 +17,8 @@ BOX, EDGE = 240, 12  # a map's side and its margin, in units of its SVG
 QUERIES = 4
 STYLE = f"""<style>
 .maps {{ display: grid; grid-template-columns: repeat(auto-fill, minmax(15.5rem, 1fr)); gap: 1rem; }}
+.standin {{ position: relative; }} .standin::after {{ content: "{WATERMARK}"; position: absolute; inset: 0; color: red;
+  display: grid; place-items: center; opacity: .5; font-size: 3rem; transform: rotate(-28deg); pointer-events: none; }}
 .maps figure {{ margin: 0; }} .maps svg {{ width: 100%; border: 1px solid var(--line); }}
 .maps circle.hot {{ stroke: currentColor; stroke-width: 2.5; }}
 .key span {{ display: inline-block; margin-right: .9rem; }}
@@ -57,11 +59,14 @@ def library_sections(page: Page, library: Library) -> None:
     page.heading("Spaces")
     page.text(
         f"{library.title}: {len(library.clips)} clips in each space, one dot each. Point at a dot to see its clip, and "
-        "where the same clip lies in the other spaces. Distances are of the two dims shown, not of the whole space."
+        "where the same clip lies in the other spaces. Both axes of a map have one scale; distances are of the two "
+        "dims shown, not of the whole space."
     )
+    if len(library.classes) > 20:
+        page.text("There are more classes than colours: some share one.", small=True)
     name = "sheet"
     page.raw(_sheet_style(library, name) + _maps(library, name), style=STYLE, script=SCRIPT)
-    page.figure("", "Maps of all spaces.", library.command, facts(library), "maps")
+    page.figure(None, "Maps of all spaces, and the nearest clips below.", library.command, facts(library), "maps")
     if library.chance is not None:
         _same(page, library)
     page.raw(_strips(library, name))
@@ -87,23 +92,25 @@ def _sheet_style(library: Library, name: str) -> str:
 
 
 def _maps(library: Library, name: str) -> str:
+    mark = " standin" if library.stand_ins else ""
     known = colours(len(library.classes))
     words = words_of(library)
     fills = ["#888888" if clip.label is None else known[clip.label] for clip in library.clips]
     maps = "".join(_map(view, fills, words) for view in library.spaces)
-    about = json.dumps({"side": SIDE, "words": words}).replace("</", "<\\/")
+    about = json.dumps({"side": SIDE, "words": words}).replace("<", "\\u003c")
     shown = sorted({clip.label for clip in library.clips if clip.label is not None})
     key = "".join(f'<span><i style="background:{known[k]}"></i>{html.escape(library.classes[k])}</span>' for k in shown)
     tip = f'<div class="tip"><i class="thumb {name}"></i><br><span></span></div>'
     return (
         f'<div class="library"><script type="application/json">{about}</script>'
-        f'<p class="key small">{key if len(shown) <= 20 else ""}</p><div class="maps">{maps}</div>{tip}</div>'
+        f'<p class="key small">{key if len(shown) <= 20 else ""}</p><div class="maps{mark}">{maps}</div>{tip}</div>'
     )
 
 
 def _map(view: SpaceView, fills: Sequence[str], words: Sequence[str]) -> str:
     low, high = view.points.min(0), view.points.max(0)
-    at = EDGE + (view.points - low) / np.maximum(high - low, 1e-12) * (BOX - 2 * EDGE)
+    scale = max(float((high - low).max()), 1e-12)  # one for both axes
+    at = BOX / 2 + (view.points - (low + high) / 2) / scale * (BOX - 2 * EDGE)
     dots = "".join(
         f'<circle data-i="{i}" cx="{x:.1f}" cy="{BOX - y:.1f}" r="4" fill="{fill}" fill-opacity=".8">'
         f"<title>{html.escape(word)}</title></circle>"
@@ -139,7 +146,7 @@ def _strips(library: Library, name: str) -> str:
         rows = ""
         for view in library.spaces:
             cells = "".join(
-                _thumb(name, i, words, library.clips[i].label, label) for i in view.nearest[query] if i >= 0
+                _thumb(name, i, words, library.clips[i].label, label) for i in view.nearest[query].tolist() if i >= 0
             )
             rows += f"<tr><th>{html.escape(view.name)}</th><td>{cells}</td></tr>"
         asked = f'<i class="thumb asked {name}" style="background-position-y:-{query * SIDE}px"></i>'

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from polyspace.report.chunk_figures import chunks_figure, mistakes_figure, motion_figure
-from polyspace.report.figures import plans_figure, svg_figure
+from polyspace.report.figures import plans_figure
 from polyspace.report.html import Page
 from polyspace.utils.checkpoint_io import read_json
 from polyspace.utils.looks_file import Looks, load_looks
@@ -16,13 +16,11 @@ def looks_section(page: Page, folder: Path, command: str) -> None:
         looks = load_looks(folder / "looks.safetensors")
         if looks.maps:
             page.subheading("Chunks over frames")
-            page.figure(
-                svg_figure(chunks_figure(looks), "chunks"), CHUNKS_CAPTION, command, chunk_facts(looks), "chunks"
-            )
+            page.figure(chunks_figure(looks), CHUNKS_CAPTION, command, chunk_facts(looks), "chunks")
         if looks.error is not None and looks.hidden is not None:
             page.subheading("What could not be foreseen")
             data = {"error": [[None if x != x else x for x in e.ravel().tolist()] for e in looks.error]}
-            page.figure(svg_figure(mistakes_figure(looks), "mistakes"), MISTAKES_CAPTION, command, data, "mistakes")
+            page.figure(mistakes_figure(looks), MISTAKES_CAPTION, command, data, "mistakes")
     if (folder / "tokens.json").is_file():
         motion_section(page, read_json(folder / "tokens.json", "token counts"), command)
 
@@ -32,7 +30,7 @@ CHUNKS_CAPTION = (
     "the middle of each, the larger the more cells it has."
 )
 MISTAKES_CAPTION = (
-    "Grey: hidden by one mask. Below: how far predictions of each cell were off, on average over many masks; white "
+    "Grey: hidden by one mask. Below: how far predictions of each cell were off, on average over many masks; blank "
     "where no mask asked."
 )
 
@@ -40,7 +38,7 @@ MISTAKES_CAPTION = (
 def motion_section(page: Page, counted: dict[str, Any], command: str) -> None:
     page.subheading("Tokens against motion")
     page.figure(
-        svg_figure(motion_figure(counted), "motion"),
+        motion_figure(counted),
         "One dot a clip; the dashed line is how many tokens fixed tubelets would be.",
         command,
         counted,
@@ -59,19 +57,24 @@ def chunk_facts(looks: Looks) -> dict[str, Any]:
 def plans_section(page: Page, plans: dict[str, Any], command: str) -> None:
     """Planned beside true trajectories of held-out windows, and how far apart they end."""
     page.subheading("Planned against true trajectories")
-    other = plans.get("miss_other_episode")
-    rows = [["planned", f"{plans['miss']:.2f}"], ["no action", f"{plans['miss_no_action']:.2f}"]]
-    rows += [] if other is None else [["another episode's actions", f"{other:.2f}"]]
+    named = {
+        "miss": "planned",
+        "miss_other_goal": "planned for another episode's goal",
+        "miss_mean_action": "the mean action of training",
+        "miss_no_action": "no action",
+    }
     page.text(
         f"From the first frame of {len(plans['windows'])} held-out windows, actions were searched (CEM) whose "
         "predicted end is like the last frame. Distance of their sum from that of the actions that were taken, in "
         "standard deviations of an action:"
     )
-    page.table(rows, ["actions", "mean distance"])
+    page.table(
+        [[words, f"{plans[key]:.2f}"] for key, words in named.items() if key in plans], ["actions", "mean distance"]
+    )
     if "difference_high" in plans:
         low, high = plans["difference_low"], plans["difference_high"]
-        verdict = "plans come nearer" if high < 0 else "plans are farther off" if low > 0 else "no difference shown"
-        page.text(f"Planned − no action, 95 % interval over windows: [{low:+.2f}, {high:+.2f}]: {verdict}.")
-    page.figure(
-        svg_figure(plans_figure(plans), "plans"), "Sums of actions from each window's start.", command, plans, "plans"
-    )
+        verdict = "the goal is used" if high < 0 else "plans are farther off" if low > 0 else "no difference shown"
+        page.text(
+            f"Planned − planned for another goal, 95 % interval over episodes: [{low:+.2f}, {high:+.2f}]: {verdict}."
+        )
+    page.figure(plans_figure(plans), "Sums of actions from each window's start.", command, plans, "plans")

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from polyspace.report.chunk_figures import history_figures
-from polyspace.report.figures import series_figure, svg_figure
+from polyspace.report.figures import series_figure
 from polyspace.report.html import Page
 from polyspace.report.look_sections import looks_section, plans_section
 from polyspace.utils.checkpoint_io import read_json
@@ -57,14 +57,18 @@ CURVES: dict[str, tuple[str, dict[str, str]]] = {
         {"gain": "all steps", "gain_one_step": "one step", "gain_other_actions": "told other actions"},
     ),
 }
-MONITORS = {"position_std": "spread over clips", "boundary_rate": "boundary rate", "usage": "evenness of chunks' use"}
+MONITORS = {
+    "standard deviation over clips": {"position_std": "spread of features at a place"},
+    "share (0 to 1)": {"boundary_rate": "boundary rate", "usage": "evenness of chunks' use"},
+}
 
 
 def phase_sections(page: Page, folder: Path, manifest: dict[str, Any], command: str = "") -> None:
     """A section for each phase of the run in `folder`; pictures of files that are gone are left out."""
     for name, entry in manifest["phases"].items():
         if name in WORDS:
-            _phase(page, folder, name, entry, command)
+            with page.section(str(folder / name)):
+                _phase(page, folder, name, entry, command)
 
 
 def run_section(page: Page, folder: Path) -> None:
@@ -125,21 +129,22 @@ def _curves(page: Page, folder: Path, name: str, command: str) -> None:
     if name == "pretrain":
         figures = history_figures(rows)
         for key, figure in figures.items():
-            page.figure(svg_figure(figure, f"{name}-{key}"), CAPTIONS[key], command, rows if key == "loss" else None)
-        watched = series_figure(rows, MONITORS, "update", "0 to 1", False)
-        if watched is not None:
-            page.figure(svg_figure(watched, f"{name}-monitors"), CAPTIONS["monitors"], command)
+            page.figure(figure, CAPTIONS[key], command, rows, f"{name}_metrics")
+        for label, keys in MONITORS.items():
+            watched = series_figure(rows, keys, "update", label, False)
+            if watched is not None:
+                page.figure(watched, CAPTIONS[label], command, rows, f"{name}_metrics")
         return
     losses = series_figure(rows, {"loss": "loss"}, "update", "loss", False)
     if losses is not None:
-        page.figure(svg_figure(losses, f"{name}-loss"), "Loss over updates.", command, rows, f"{name}_metrics")
+        page.figure(losses, "Loss over updates.", command, rows, f"{name}_metrics")
     before = folder / "first.json"
     held = [read_json(before, "metrics")] if before.is_file() else []
     held += [row for row in rows if row.get("eval")]
     label, keys = CURVES[name]
     scores = series_figure(held, keys, "update", label)
     if scores is not None:
-        page.figure(svg_figure(scores, f"{name}-held"), "Held out, before the first update and since.", command, held)
+        page.figure(scores, "Held out, before the first update and since.", command, held)
 
 
 CAPTIONS = {
@@ -147,7 +152,8 @@ CAPTIONS = {
     "skill": "Skill: how far below the energy of one constant per place predictions are.",
     "rank": "Effective rank of clip features; near 1 they have collapsed to a line.",
     "tokens": "Tokens a clip, while training.",
-    "monitors": "Spread near 0 is collapse; a boundary rate of 0 or 1 is a gate that has stopped choosing.",
+    "standard deviation over clips": "Spread near 0 is collapse: features know only where, not which clip.",
+    "share (0 to 1)": "A boundary rate of 0 or 1 is a gate that has stopped choosing.",
 }
 
 
@@ -160,6 +166,8 @@ def write_pipeline_report(folder: Path, manifest: dict[str, Any], title: str, no
     command = " ".join(read_json(about, "run")["argv"]) if about.is_file() else ""
     phase_sections(page, folder, manifest, command)
     run_section(page, folder)
+    for place, reason in page.failed.items():
+        page.text(f"Left out: {place}: {reason}", small=True)
     return page.write(folder / "report.html")
 
 

@@ -32,20 +32,23 @@ class RunFiles:
 
     @property
     def empty(self) -> bool:
-        kinds = (self.manifests, self.evaluations, self.curves, self.stores, self.indexes, self.bundles)
-        return not any(kinds)
+        others = (self.indexes, self.searches, self.converters, self.bundles)
+        return not any((self.manifests, self.evaluations, self.curves, self.stores, *others))
 
     def command(self, about: dict[str, Any] | None) -> str:
         """The line that made a file, from its `run` entry: the demo's own where it ran it, else as it was typed."""
         if not about:
             return ""
-        for step in (self.demo or {}).get("steps", []):
-            if step["line"].split()[1:2] == [about["command"]]:
-                return str(step["line"])
         words = [str(word) for word in about["argv"]]
         name = Path(words[0]).name if words else ""
-        return shlex.join(["polyspace" if name in ("cli.py", "polyspace") else f"python {name}", *words[1:]]).replace(
-            f"'python {name}'", f"python {name}"
+        if words[1:2] == ["demo"]:  # it ran each command itself
+            ran = [s["line"] for s in (self.demo or {}).get("steps", []) if s["line"].split()[1] == about["command"]]
+            if len(ran) == 1:
+                return str(ran[0])
+        if name in ("cli.py", "polyspace"):
+            return shlex.join(["polyspace", *words[1:]])
+        return shlex.join(
+            ["python", "main.py", *words[1:]] if name == "main.py" else ["polyspace", about["command"], *words[1:]]
         )
 
 

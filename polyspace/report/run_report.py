@@ -8,7 +8,6 @@ from typing import Any
 from polyspace.report.alignment_sections import converter_section, evaluation_sections, labels_section, moved_section
 from polyspace.report.chunk_figures import chunks_figure
 from polyspace.report.eval_report import stand_in_notice
-from polyspace.report.figures import svg_figure
 from polyspace.report.html import Page
 from polyspace.report.library import Library
 from polyspace.report.library_sections import found_section, library_sections
@@ -48,33 +47,49 @@ def write_report(files: RunFiles, seen: Seen, path: Path, command: str) -> Path:
         page.table(demo["backbones"]["rows"], demo["backbones"]["header"])
     _chunks(page, seen, command)
     if seen.library is not None:
-        library_sections(page, seen.library)
+        with page.section(seen.library.title):
+            library_sections(page, seen.library)
     for place, result in files.evaluations:
-        evaluation_sections(page, place, result, files.command(result.get("run")))
+        with page.section(place.name, bool(result.get("stand_ins"))):
+            evaluation_sections(page, place, result, files.command(result.get("run")))
     if not files.evaluations:
         for place, result in files.converters:
-            about = place.parent / "run.json"
-            line = files.command(read_json(about, "run")) if about.is_file() else ""
-            converter_section(page, result, read_lines(place.parent / "metrics.jsonl"), line)
-    for _, result in files.curves:
-        labels_section(page, result, files.command(result.get("run")))
+            with page.section(place.name):
+                line = files.command(_run(place.parent))
+                converter_section(page, result, read_lines(place.parent / "metrics.jsonl"), line)
+    for place, result in files.curves:
+        with page.section(place.name, bool(result.get("stand_ins"))):
+            labels_section(page, result, files.command(result.get("run")))
     for place, manifest in files.manifests:
-        about = place.parent / "run.json"
-        phase_sections(
-            page, place.parent, manifest, files.command(read_json(about, "run") if about.is_file() else None)
-        )
-    for _, search in files.searches:
-        found_section(page, search["queries"], seen.texts, seen.found)
-    moved_section(page, files.indexes)
+        with page.section(place.name):
+            phase_sections(page, place.parent, manifest, files.command(_run(place.parent)))
+    queries = [query for _, search in files.searches for query in search.get("queries", [])]
+    if queries:
+        with page.section("search.json"):
+            found_section(page, queries, seen.texts, seen.found)
+    with page.section("index.json"):
+        moved_section(page, files.indexes)
     _ending(page, files, command)
     return page.write(path)
 
 
+def _run(folder: Path) -> dict[str, Any] | None:
+    about = folder / "run.json"
+    return read_json(about, "run") if about.is_file() else None
+
+
 def _notices(files: RunFiles, seen: Seen) -> list[str | None]:
-    out = [stand_in_notice(result) for _, result in [*files.evaluations, *files.curves]]
-    if seen.library is not None:
-        out.append(stand_in_notice({"stand_ins": list(seen.library.stand_ins)}))
-    return out
+    """Of every kind of file that says which spaces are stand-ins."""
+    named = [result.get("stand_ins") or [] for _, result in [*files.evaluations, *files.curves]]
+    named += [list(seen.library.stand_ins) if seen.library is not None else []]
+    named += [[about["space"]] for _, about in files.indexes if about.get("stand_in")]
+    described = [about.get("spaces") or {} for _, about in [*files.stores, *files.bundles, *files.converters]]
+    named += [[name for name, space in s.items() if _identity(space)] for s in described if isinstance(s, dict)]
+    return [stand_in_notice({"stand_ins": names}) for names in named]
+
+
+def _identity(space: Any) -> bool:
+    return isinstance(space, dict) and space.get("backend") == "identity"
 
 
 def _chunks(page: Page, seen: Seen, command: str) -> None:
@@ -82,7 +97,7 @@ def _chunks(page: Page, seen: Seen, command: str) -> None:
         return
     page.heading("The student's tokens")
     if seen.looks is not None:
-        page.figure(svg_figure(chunks_figure(seen.looks), "looks"), CHUNKS_CAPTION, command, chunk_facts(seen.looks))
+        page.figure(chunks_figure(seen.looks), CHUNKS_CAPTION, command, chunk_facts(seen.looks))
     if seen.counted is not None:
         motion_section(page, dict(seen.counted), command)
 
@@ -99,9 +114,9 @@ def _ending(page: Page, files: RunFiles, command: str) -> None:
         ]
         lines = list(dict.fromkeys(files.command(run) for run in told if run))
     page.code("\n\n".join([*lines, f"# this page\n{command}"]))
-    runs = [result["run"] for _, result in files.evaluations if "run" in result]
+    runs = [result["run"] for _, result in files.evaluations if "environment" in result.get("run", {})]
     if runs:
         env = ", ".join(f"{k} {v}" for k, v in runs[0]["environment"].items() if v is not None)
         page.text(f"polyspace {runs[0]['version']}; {env}.", small=True)
-    for name, reason in files.unread.items():
+    for name, reason in (files.unread | page.failed).items():
         page.text(f"Left out: {name}: {reason}", small=True)

@@ -90,7 +90,9 @@ def run_action(config: Any, folder: Path, machine: Machine) -> dict[str, Any]:
         files = save_action(folder, phase, c, start, size)
         pictures = curves(folder, names, "share of the copied frame's energy saved")
         assert phase.held is not None
-        write_json(folder / "plans.json", plans(phase.predictor, phase.held, phase.places, c.history, c.energy))
+        learned = torch.cat(train.actions)
+        made = plans(phase.predictor, phase.held, phase.places, c.history, c.energy, learned, config.seed)
+        write_json(folder / "plans.json", made)
         found = {"pictures": pictures, "plans": str(folder / "plans.json")}
         return entry(folder, start, files, about, first, last) | found
 

@@ -139,9 +139,10 @@ def look(
         return None, {}
     encoder = phase.target.model
     phase.eval()
-    clips = clips.to(device, next(encoder.parameters()).dtype)
-    hidden, error = mistakes(phase, clips[:SHOWN])
-    looks = replace(looks_at(encoder, clips[:SHOWN], scale), hidden=hidden, error=error)
+    clips = clips.to(next(encoder.parameters()).dtype)
+    shown = clips[:SHOWN].to(device)
+    hidden, error = mistakes(phase, shown)
+    looks = replace(looks_at(encoder, shown, scale), hidden=hidden, error=error)
     files = {"looks": str(save_looks(folder / "looks.safetensors", looks))}
     if isinstance(encoder, HNetViT):
         counted = folder / "tokens.json"

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,6 +12,7 @@ from numpy.typing import NDArray
 from polyspace.utils.checkpoint_io import load_tensors, save_tensors
 from polyspace.utils.chunk_map import ChunkMap
 from polyspace.utils.errors import UserError
+from polyspace.utils.metrics import spearman_interval
 
 
 @dataclass(frozen=True)
@@ -24,6 +26,21 @@ class Looks:
     error: NDArray[np.float32] | None = None
 
 
+def motion_of(frames: NDArray[np.uint8]) -> float:
+    """Mean absolute difference of successive frames (T,H,W,3), in levels of 255; 0 of a single one."""
+    return float(np.abs(np.diff(frames.astype(np.float32), axis=0)).mean()) if len(frames) > 1 else 0.0
+
+
+def tokens_against_motion(tokens: Sequence[int], motion: Sequence[float], cells: int) -> dict[str, Any]:
+    """Tokens of clips of so many cells beside how much changes in each, with their rank correlation and its 95 %
+    bootstrap interval over clips, from eight clips on."""
+    found: dict[str, Any] = {"tokens": list(tokens), "motion": list(motion), "cells": cells}
+    if len(tokens) >= 8 and len(set(tokens)) > 1 and len(set(motion)) > 1:
+        pairs = spearman_interval(torch.tensor(motion), torch.tensor(tokens, dtype=torch.float32))
+        found |= dict(zip(("spearman", "spearman_low", "spearman_high"), pairs, strict=True))
+    return found
+
+
 def save_looks(path: Path, looks: Looks) -> Path:
     """Write atomically, as safetensors."""
     arrays: dict[str, NDArray] = {"frames": looks.frames}
@@ -34,7 +51,7 @@ def save_looks(path: Path, looks: Looks) -> Path:
         value = getattr(looks, key)
         if value is not None:
             arrays[key] = value
-    save_tensors(path, {key: torch.from_numpy(np.ascontiguousarray(value)) for key, value in arrays.items()})
+    save_tensors(path, {key: torch.tensor(value) for key, value in arrays.items()})
     return path
 
 

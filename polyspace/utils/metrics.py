@@ -54,6 +54,17 @@ def bootstrap_interval(
     return low.item(), high.item()
 
 
+def group_interval(values: Float[Tensor, " n"], groups: Int64[Tensor, " n"], seed: int = 0) -> tuple[float, float]:
+    """95 % bootstrap interval of the mean over clips, drawing whole groups: clips of one source are not independent."""
+    known, place = groups.unique(return_inverse=True)
+    sums = torch.zeros(len(known), dtype=torch.float64).index_add(0, place, values.double())
+    sizes = torch.bincount(place, minlength=len(known)).double()
+    picks = torch.randint(len(known), (2000, len(known)), generator=torch.Generator().manual_seed(seed))
+    means = sums[picks].sum(1) / sizes[picks].sum(1)
+    low, high = torch.quantile(means, torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
+    return low, high
+
+
 def wilson_interval(wins: int, trials: int) -> tuple[float, float]:
     """95 % interval of a rate from counts, which holds near 0 and 1 too (Wilson 1927)."""
     if not 0 <= wins <= trials or trials < 1:

@@ -6,6 +6,8 @@ from torch import Tensor
 
 from polyspace.utils.errors import UserError
 
+FEW = 8  # UMAP's neighbourhoods need more
+
 
 def pca_map(x: Float[Tensor, "n D"]) -> tuple[Float[Tensor, "n 2"], tuple[str, str]]:
     """The two directions of most variance, each with its larger end positive, and the words of the axes."""
@@ -28,6 +30,8 @@ def umap_map(x: Float[Tensor, "n D"], seed: int = 0) -> tuple[Float[Tensor, "n 2
         from umap import UMAP
     except ImportError as error:
         raise UserError("--map umap needs the package umap-learn: pip install umap-learn") from error
+    if len(x) < FEW:
+        return pca_map(x)
     made = UMAP(metric="cosine", random_state=seed, n_neighbors=min(15, len(x) - 1)).fit_transform(x.numpy())
     return torch.from_numpy(made).float(), ("UMAP 1 (no unit)", "UMAP 2 (no unit)")
 

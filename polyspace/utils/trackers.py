@@ -9,12 +9,13 @@ import json
 import shutil
 import sys
 import time
+import uuid
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from polyspace.utils.checkpoint_io import sha256_json, write_text
+from polyspace.utils.checkpoint_io import write_text
 from polyspace.utils.distrib import is_main
 from polyspace.utils.errors import UserError, did_you_mean
 from polyspace.utils.log import warn
@@ -70,18 +71,20 @@ class TensorBoard:
 
 
 class WandB:
-    """A run of the project `polyspace`, named by the last two parts of its folder. Its id is made from the folder and
-    all that the training depends on, so that a killed run goes on as one; steps that W&B has already it leaves out.
-    Offline mode is W&B's own WANDB_MODE=offline."""
+    """A run of the project `polyspace`, named by the last two parts of its folder. Its id is kept in the folder, so
+    that a killed run goes on as one (steps that W&B has already it leaves out) and a new one is another. Offline mode
+    is W&B's own WANDB_MODE=offline."""
 
     def __init__(self, run: TrackedRun) -> None:
         import wandb
 
-        place = run.folder.resolve()
+        place, kept = run.folder.resolve(), run.folder / "wandb_id"
+        if not run.start or not kept.is_file():
+            write_text(kept, uuid.uuid4().hex[:16])
         self._run = wandb.init(
             project="polyspace",
             name=f"{place.parent.name}/{place.name}",
-            id=sha256_json([str(place), run.identity])[:16],
+            id=kept.read_text(),
             resume="allow",
             config=run.config,
         )

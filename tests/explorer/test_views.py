@@ -126,7 +126,8 @@ def test_ids_mean_files_by_path_or_by_a_name_that_one_file_has(tmp_path, clip):
     (tmp_path / "b" / "notes.txt").write_text("no video")
     library = Library(tmp_path)
     assert list(library.clips) == ["a/one.avi", "b/one.avi", "b/two.avi"]
-    assert library.find("two") == library.find("train/two") == tmp_path / "b" / "two.avi"
+    assert library.find("two") == library.find("b/two") == tmp_path / "b" / "two.avi"
+    assert library.find("train/two") is None  # another folder's clip of the same name
     assert library.find("one") is None and library.find("a/one") == tmp_path / "a" / "one.avi"
     assert library.find(str(tmp_path / "b" / "notes.txt")) is None and library.find("/etc/passwd") is None
     assert [p.shape for p in library.pictures("two", 2, 64)] == [(64, 64, 3)] * 2

@@ -67,14 +67,34 @@ def test_plans_of_a_model_that_is_right_come_near_what_was_done_and_leave_still_
     actions = [torch.tensor([[v, 0.0]]).expand(4, 2) for v in (1.0, -1.0, 0.5, -0.5)]
     latents = [torch.cat([torch.zeros(1, 2), a.cumsum(0)])[:, None].expand(-1, 3, 2) for a in actions]
     held = LatentEpisodes(latents, actions, 4)
-    found = plans(predictor, held, torch.zeros(3, 3), 1, "l1")
+    found = plans(predictor, held, torch.zeros(3, 3), 1, "l1", torch.cat(actions))
     assert len(found["windows"]) == 8  # every one of the few that there are
-    assert found["miss"] < 0.25 * found["miss_no_action"] < found["miss_other_episode"]
+    assert found["miss"] < 0.25 * found["miss_no_action"] < found["miss_other_goal"]
+    assert found["miss_mean_action"] == pytest.approx(found["miss_no_action"])  # to the right as often as to the left
     assert found["difference_high"] < 0
     for window in found["windows"]:
         assert torch.tensor(window["planned"])[:, 1].abs().max() < 1e-4
         assert window["energy_taken"] == pytest.approx(0, abs=1e-6)
         assert window["energy_planned"] < window["energy_no_action"]
+
+
+def test_a_model_that_is_blind_to_actions_does_not_use_the_goal():
+    predictor = Blind()
+    predictor.register_buffer("scale", torch.ones(1))
+    actions = [torch.full((4, 1), v) for v in (1.0, 1.2, 0.8, 1.1)]  # all to the right: so is any plan that is
+    latents = [torch.cat([torch.zeros(1, 1), a.cumsum(0)])[:, None].expand(-1, 3, 1) for a in actions]
+    found = plans(predictor, LatentEpisodes(latents, actions, 4), torch.zeros(3, 3), 1, "l1", torch.cat(actions))
+    assert found["difference_low"] <= 0 <= found["difference_high"]
+    assert found["miss_mean_action"] < found["miss_no_action"]
+    alone = plans(predictor, LatentEpisodes(latents[:1], actions[:1], 4), torch.zeros(3, 3), 1, "l1", actions[0])
+    assert not {"miss_other_goal", "difference_low"} & alone.keys()
+
+
+class Blind(Adds):
+    """Nothing moves."""
+
+    def rollout(self, latents, past, actions, places, history):
+        return latents[:, -1:].expand(-1, actions.shape[1], -1, -1)
 
 
 def test_windows_are_spread_over_episodes_before_a_second_of_any():

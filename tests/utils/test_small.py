@@ -180,3 +180,28 @@ def test_rank_correlation_knows_order_ties_and_how_sure_it_is():
     assert low < found < high
     assert spearman_interval(x, x.exp())[0] == pytest.approx(1)
     assert math.isnan(spearman_interval(x, torch.ones(40))[0])
+
+
+def test_an_interval_over_groups_is_wider_where_clips_of_a_group_agree():
+    from polyspace.utils.metrics import bootstrap_interval, group_interval
+
+    groups = torch.arange(10).repeat_interleave(20)
+    values = (groups % 2).float()
+    low, high = group_interval(values, groups)
+    plain = bootstrap_interval(values)
+    assert low < 0.5 < high and high - low > 2 * (plain[1] - plain[0])
+    each = group_interval(values, torch.arange(200))
+    assert each == pytest.approx(plain, abs=0.03)
+
+
+def test_motion_and_tokens_are_told_with_their_correlation():
+    import numpy as np
+
+    from polyspace.utils.looks_file import motion_of, tokens_against_motion
+
+    frames = np.zeros((3, 2, 2, 3), np.uint8)
+    frames[1] = 10
+    assert motion_of(frames) == 10 and motion_of(frames[:1]) == 0
+    found = tokens_against_motion(range(1, 11), [float(n) for n in range(10)], 50)
+    assert found["spearman"] == pytest.approx(1) and found["cells"] == 50
+    assert "spearman" not in tokens_against_motion([3] * 10, [float(n) for n in range(10)], 50)

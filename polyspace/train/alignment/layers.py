@@ -1,7 +1,6 @@
 """How alike the layers of several backbones are: debiased CKA between all of them, on the same clips."""
 
 from collections.abc import Mapping, Sequence
-from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +73,7 @@ def layer_likeness(
                 bar.step()
                 try:
                     frames = decode_clip(path, {name: card.plan}, views, card.plan.frames)[0][name][0]
-                except VideoError:
+                except (VideoError, IndexError):
                     unread.add(path)
                     continue
                 means(prepare(frames, card.plan).to(device))
@@ -100,8 +99,3 @@ def _kept(features: Tensor, used: Sequence[Path], paths: Sequence[Path]) -> Tens
     place = {path: i for i, path in enumerate(paths)}
     out[[place[path] for path in used]] = features
     return out
-
-
-def depths(names: Sequence[str]) -> list[tuple[str, int]]:
-    """Backbones in order, with how many layers each has, from names as `layer_likeness` gives."""
-    return [(key, len(list(own))) for key, own in groupby(name.rpartition(" ")[0] for name in names)]

@@ -9,7 +9,7 @@ from polyspace.losses.energy import Kind, energy
 from polyspace.models.action import ActionPredictor
 from polyspace.planning.cem import CEMPlanner
 from polyspace.train.downstream.episodes import LatentEpisodes
-from polyspace.utils.metrics import bootstrap_interval
+from polyspace.utils.metrics import group_interval
 
 WINDOWS = 16  # plans; one an episode before a second of any
 SPAN = 3.0  # actions are searched within so many standard deviations of the training ones
@@ -29,17 +29,24 @@ def spread_windows(groups: Tensor, most: int = WINDOWS) -> list[int]:
 
 @torch.no_grad()
 def plans(
-    predictor: ActionPredictor, held: LatentEpisodes, places: Tensor, history: int, kind: Kind, seed: int = 0
+    predictor: ActionPredictor,
+    held: LatentEpisodes,
+    places: Tensor,
+    history: int,
+    kind: Kind,
+    learned: Tensor,
+    seed: int = 0,
 ) -> dict[str, Any]:
     """`windows`: of each the actions taken and planned (S,A), and the energy at the goal of both and of no action.
     `miss`: mean distance of the plans' summed actions from those taken, in standard deviations of an action; beside it
-    that of no action and of another episode's actions, and the interval of plan − no action over windows."""
+    that of no action, of the mean of the actions `learned` from (n,A), and of the plan for another episode's goal. The
+    interval is of plan − plan for another goal, over episodes: only that difference says that the goal was used."""
     rows = spread_windows(held.groups)
     batch = held.batch(torch.tensor(rows)).to(places.device)
     assert batch.features is not None and batch.actions is not None
     z, scale, h = batch.features["latents"], predictor.scale, history
     taken = batch.actions[:, h - 1 :]
-    used = (torch.cat(held.actions).std(0) > 1e-8).to(scale.device)  # what never changes is not searched
+    used = (learned.std(0) > 1e-8).to(scale.device)  # what never changed is not searched
     bound = torch.where(used, SPAN * scale, 1e-6).tolist()
     made, energies = [], []
     for i in range(len(rows)):
@@ -56,17 +63,22 @@ def plans(
         made.append(plan)
         energies.append(price(torch.stack([plan, taken[i], torch.zeros_like(plan)])[None])[0].tolist())
     planned = torch.stack(made)
-    far = ((planned - taken).sum(1) / scale)[:, used].norm(dim=-1).cpu()
-    none = (taken.sum(1) / scale)[:, used].norm(dim=-1).cpu()
-    elsewhere = held.elsewhere()
-    found: dict[str, Any] = {"miss": far.mean().item(), "miss_no_action": none.mean().item()}
-    if elsewhere is not None:
-        other = held.batch(elsewhere[rows]).actions
-        assert other is not None
-        away = (other[:, h - 1 :].to(taken.device) - taken).sum(1) / scale
-        found["miss_other_episode"] = away[:, used].norm(dim=-1).mean().item()
-    if len(rows) >= 4:
-        found["difference_low"], found["difference_high"] = bootstrap_interval(far - none)
+
+    def miss(actions: Tensor) -> Tensor:
+        return ((actions.sum(1) - taken.sum(1)) / scale)[:, used].norm(dim=-1).cpu()
+
+    far, mean = miss(planned), learned.mean(0).to(taken).expand_as(taken)
+    found: dict[str, Any] = {
+        "miss": far.mean().item(),
+        "miss_no_action": miss(torch.zeros_like(taken)).mean().item(),
+        "miss_mean_action": miss(mean).mean().item(),
+    }
+    groups = held.groups[rows]
+    other = elsewhere(groups)
+    if other is not None:
+        swapped = miss(planned[other])
+        found["miss_other_goal"] = swapped.mean().item()
+        found["difference_low"], found["difference_high"] = group_interval(far - swapped, groups)
     windows = [
         {
             "taken": taken[i].tolist(),
@@ -76,6 +88,14 @@ def plans(
         for i in range(len(rows))
     ]
     return found | {"action_std": scale.tolist(), "windows": windows}
+
+
+def elsewhere(groups: Tensor) -> Tensor | None:
+    """For each window one of another group; None for a single group."""
+    if len(groups.unique()) < 2:
+        return None
+    n = len(groups)
+    return torch.tensor([next(j % n for j in range(i + 1, i + n) if groups[j % n] != groups[i]) for i in range(n)])
 
 
 class _Price:

@@ -115,14 +115,16 @@ class JepaPhase(Phase):
         metrics |= self.watch(step, known, goals, asked, terms["energy"].detach())
         return StepOutput(loss, metrics)
 
-    def answer(self, batch: VideoBatch) -> tuple[Encoded, Tensor | None, Encoded, Masks, Questions, Tensor]:
-        """What the target knows, the goals made of it, what the online encoder saw, the masks, what is asked for, and
-        the prediction of it (B,Q,D)."""
+    def answer(
+        self, batch: VideoBatch, known: Encoded | None = None
+    ) -> tuple[Encoded, Tensor | None, Encoded, Masks, Questions, Tensor]:
+        """What the target knows (`known`, where it was asked before), the goals made of it, what the online encoder
+        saw, the masks, what is asked for, and the prediction of it (B,Q,D)."""
         assert batch.video is not None
         video, step = batch.video, batch.place[0]
         grid = grid_of(video, self.encoder.unit, self.encoder.unit_frames)
         with torch.no_grad():
-            known = self._encode_target(video)
+            known = self._encode_target(video) if known is None else known
         around = chunks_by_column(known) if self.settings.target == "chunk" else None
         masks = self.settings.masks.draw(grid, self.settings.seed, step, batch.indices, around)
         online = self._encode(video, masks, step)

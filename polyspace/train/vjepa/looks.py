@@ -12,8 +12,8 @@ from polyspace.losses.energy import energy
 from polyspace.models.vjepa.look import chunk_maps
 from polyspace.models.vjepa.vit import HNetViT, TubeletViT
 from polyspace.train.vjepa.jepa import JepaPhase
-from polyspace.utils.looks_file import Looks
-from polyspace.utils.metrics import spearman_interval
+from polyspace.utils.distrib import statistics_over
+from polyspace.utils.looks_file import Looks, motion_of, tokens_against_motion
 
 SHOWN, COUNTED = 4, 64  # clips in pictures, and whose tokens are counted
 MASKS = 32  # a cell's error is the mean over those that ask for it
@@ -40,10 +40,12 @@ def looks_at(encoder: HNetViT | TubeletViT, clips: Tensor, scale: dict[str, Any]
 def mistakes(phase: JepaPhase, clips: Tensor) -> tuple[NDArray[np.bool_], NDArray[np.float32]]:
     """The first mask over normalised clips (n,t,h,w), and the energy of each cell's prediction, averaged over the masks
     that ask for it; NaN where none does, and where whole chunks are asked for."""
-    total, count, first = None, None, None
+    total, count, first, known = None, None, None, None
     behind = phase.settings.total_steps  # from here on all cells weigh alike
     for n in range(MASKS):
-        masks, asked, prediction = phase.answer(VideoBatch(video=clips, place=(behind + n, 0)))[-3:]
+        with statistics_over("none"):  # the other ranks are not asked
+            answer = phase.answer(VideoBatch(video=clips, place=(behind + n, 0)), known)
+        known, (masks, asked, prediction) = answer[0], answer[-3:]
         if total is None or count is None:
             first = masks.hidden
             total = torch.zeros(masks.hidden.shape, dtype=torch.float32, device=clips.device).flatten(1)
@@ -61,13 +63,12 @@ def mistakes(phase: JepaPhase, clips: Tensor) -> tuple[NDArray[np.bool_], NDArra
 
 @torch.no_grad()
 def tokens_and_motion(encoder: HNetViT, clips: Tensor, scale: dict[str, Any]) -> dict[str, Any]:
-    """Tokens of each clip beside how much changes in it (mean absolute difference of successive frames, in levels of
-    255), with their rank correlation and its 95 % bootstrap interval over clips."""
-    tokens = torch.cat([encoder.encode(part).valid.sum(1).cpu() for part in clips.split(PART)])
-    frames = torch.from_numpy(pixels_of(clips, scale)).float()
-    motion = (frames[:, 1:] - frames[:, :-1]).abs().mean((1, 2, 3, 4))
-    found: dict[str, Any] = {"tokens": tokens.tolist(), "motion": motion.tolist()}
-    if len(clips) >= 8:
-        found["spearman"], found["spearman_low"], found["spearman_high"] = spearman_interval(motion, tokens.float())
+    """As `tokens_against_motion`, of normalised clips."""
+    device = next(encoder.parameters()).device
+    tokens: list[int] = []
+    motion: list[float] = []
+    for part in clips.split(PART):
+        tokens += encoder.encode(part.to(device)).valid.sum(1).tolist()
+        motion += [motion_of(video) for video in pixels_of(part, scale)]
     steps, rows, columns = clips.shape[1] // encoder.unit_frames, *(s // encoder.unit for s in clips.shape[2:4])
-    return found | {"cells": steps * rows * columns}
+    return tokens_against_motion(tokens, motion, steps * rows * columns)

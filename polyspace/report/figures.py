@@ -84,7 +84,7 @@ def accuracy_figure(heads: Mapping[str, Mapping[str, Any]], chance: float) -> Fi
     low, high = (np.array([heads[n]["top1_ci"][k] for n in names]) for k in (0, 1))
     figure, axis = plt.subplots(figsize=(5.5, 0.7 * len(names) + 1.4))
     errors = np.abs(np.stack([values - low, high - values]))
-    axis.barh(names, values, xerr=errors, capsize=4, color="#4878a8", height=0.55)
+    axis.barh(names, values, xerr=errors, capsize=4, ecolor=INK, color="#4878a8", height=0.55)
     axis.axvline(chance, color="grey", linestyle="--", label=f"chance {chance:.3f}")
     axis.set(xlabel="top-1 accuracy (95 % bootstrap interval over clips)", xlim=(0, 1))
     axis.invert_yaxis()
@@ -169,7 +169,7 @@ def plans_figure(plans: Mapping[str, Any], most: int = 8) -> Figure:
         for path, colour, word, mark in ((a, "#4878a8", "taken", "o"), (b, "#c2571a", "planned", "^")):
             whole = np.vstack([np.zeros(path.shape[1]), path])
             axis.plot(whole[:, x], whole[:, y], f"{mark}-", color=colour, markersize=3, label=word)
-        axis.plot(0, 0, "k.", markersize=6)
+        axis.plot(0, 0, ".", color=INK, markersize=6)
         axis.tick_params(labelsize=7)
         axis.grid(alpha=0.3)
     for axis in axes.flat[len(windows) :]:

@@ -22,11 +22,12 @@ _STYLE = """
 @media (prefers-color-scheme: dark) {
   :root { --ink: #e6edf3; --paper: #0d1117; --line: #30363d; --soft: #161b22; --warn: #ff7b72;
     --link: #79c0ff; --good: #56d364; --bad: #ff7b72; } }
-body { font: 16px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--paper); margin: 0; }
+body { font: 16px/1.5 system-ui, sans-serif; overflow-wrap: break-word; color: var(--ink); background: var(--paper);
+  margin: 0; }
 main { max-width: 60rem; margin: 0 auto; padding: 1.5rem 1rem 4rem; }
 h1 { margin: 0 0 .25rem; } h2 { margin: 2.2rem 0 .6rem; border-bottom: 1px solid var(--line); }
 h3 { margin: 1.4rem 0 .4rem; font-size: 1.05rem; }
-a { color: var(--link); } nav { margin: .6rem 0; } nav a { margin-right: .9rem; white-space: nowrap; }
+a { color: var(--link); } nav { margin: .6rem 0; } nav a { margin-right: .9rem; }
 .scroll { overflow-x: auto; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .92rem; }
 th, td { border: 1px solid var(--line); padding: .3rem .6rem; text-align: left; }

@@ -160,6 +160,20 @@ def test_what_is_no_video_is_a_sentence_without_the_places_of_files(explorer, tm
         assert str(tmp_path) not in str(fault.value)
 
 
+@pytest.mark.slow
+def test_a_clip_of_4k_and_one_of_ten_minutes_are_looked_at(explorer, tmp_path):
+    from polyspace.data.video_writer import write_video
+
+    large = np.zeros((2160, 3840, 3), np.uint8)
+    write_video(tmp_path / "4k.avi", (np.roll(large + 90, n) for n in range(12)), fps=30)
+    drawn = np.random.default_rng(0)
+    write_video(tmp_path / "long.avi", (drawn.integers(0, 255, (32, 32, 3), np.uint8) for _ in range(9000)), fps=15)
+    for name in ("4k.avi", "long.avi"):
+        opened = explorer.open(tmp_path / name, name, None)
+        assert opened.view.frames.shape == (6, 24, 24, 3) and opened.view.chunks.tokens >= 1
+        assert "<table" in explorer.classes_html(opened)
+
+
 def test_pages_hold_their_pictures_and_escape_what_others_wrote(explorer, clip):
     opened = explorer.open(clip, "<script>{{x}}${y}.avi", 5)
     parts = [markup.strip_html(opened.view, 0), markup.step_html(opened.view, 2), explorer.neighbours_html(opened)]

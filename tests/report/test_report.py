@@ -11,6 +11,7 @@ import torch
 from conftest import run_fails
 from matplotlib import pyplot as plt
 
+from polyspace.bundle.library import space_view
 from polyspace.commands.report import ReportConfig, report
 from polyspace.report.figures import INK, plans_figure, svg_figure
 from polyspace.report.html import Page
@@ -196,6 +197,24 @@ def test_umap_is_asked_for_by_name_and_told_of_where_it_is_missing():
             umap_map(torch.randn(20, 4))
     else:
         assert umap_map(torch.randn(20, 4))[0].shape == (20, 2)
+
+
+def test_where_there_is_no_other_source_nothing_is_said_of_neighbours():
+    for groups in (["a"], ["a", "a"]):
+        view = space_view("x", torch.randn(len(groups), 4), [0] * len(groups), groups, "pca")
+        assert view.same is None and (view.nearest == -1).all() and view.points.shape == (len(groups), 2)
+        page = Page("x")
+        clips = [Clip(str(i), 0, g) for i, g in enumerate(groups)]
+        library_sections(page, Library("x", clips, ["k"], [view], None, 0.0))
+        assert "<circle" in "".join(page.parts)
+
+
+def test_neighbours_are_of_other_sources_and_shares_are_over_all_clips():
+    x = torch.tensor([[1.0, 0.0], [1.0, 0.01], [0.0, 1.0], [0.01, 1.0]])
+    view = space_view("x", x, [0, 0, 1, 1], ["a", "b", "c", "d"], "pca")
+    assert view.nearest[:, 0].tolist() == [1, 0, 3, 2] and view.same[0] == pytest.approx(1 / 3)
+    same_source = space_view("x", x, [0, 0, 1, 1], ["a", "a", "c", "d"], "pca")
+    assert 1 not in same_source.nearest[0]
 
 
 def test_plans_of_actions_of_one_dim_can_be_drawn():

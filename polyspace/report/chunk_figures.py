@@ -20,6 +20,7 @@ CURVES: dict[str, tuple[str, dict[str, str]]] = {
     "rank": ("effective rank of clip features", {"effective_rank": "effective rank"}),
     "tokens": ("tokens a clip", {"chunks": "chunks of a whole clip, mean"}),
 }
+MOST = 8  # columns
 HIGH = 96  # pixels of the shorter side of a drawn frame, at least; at most twice that, or pages grow
 
 
@@ -46,23 +47,24 @@ def history_figures(history: Sequence[Mapping[str, Any]]) -> dict[str, Figure]:
 
 
 def chunks_figure(looks: Looks) -> Figure:
-    """A row of frames for each clip, and a row for each way of chunking it; one column a time step (its first frame).
-    A chunk keeps its colour as long as it lasts; a dot marks the middle of each, its area how many cells it has."""
+    """A row of frames for each clip, and a row for each way of chunking it; one column a time step (its first frame),
+    of many steps some. A chunk keeps its colour as long as it lasts; a ring marks the middle of each in the column of
+    its step, its area how many cells it has."""
     ways = list(looks.maps)
     steps = looks.maps[ways[0]][0].owner.shape[0]
+    columns = _columns(steps)
     n, rows = len(looks.frames), 1 + len(ways)
-    figure, axes = plt.subplots(rows * n, steps, figsize=(1.25 * steps, 1.25 * rows * n), squeeze=False)
+    figure, axes = plt.subplots(rows * n, len(columns), figsize=(1.25 * len(columns), 1.25 * rows * n), squeeze=False)
     for i, video in enumerate(looks.frames):
-        frames = [large(video[t * len(video) // steps]) for t in range(steps)]
+        frames = [large(video[t * len(video) // steps]) for t in columns]
         _row(axes[rows * i], frames, "clip")
         for axis, way in zip(axes[rows * i + 1 : rows * (i + 1)], ways, strict=True):
             chunks = looks.maps[way][i]
             colours = palette(chunks.tokens)
-            drawn = [draw_chunks(f, o, colours, fill=0.6) for f, o in zip(frames, chunks.owner, strict=True)]
+            drawn = [draw_chunks(f, chunks.owner[t], colours, fill=0.6) for f, t in zip(frames, columns, strict=True)]
             _row(axis, drawn, f"{chunks.tokens} {way}")
-            _middles(axis, chunks, frames[0].shape[:2])
-    for t in range(steps):
-        axes[0, t].set_title(f"step {t + 1}", fontsize=9)
+            _middles(dict(zip(columns, axis, strict=True)), chunks, frames[0].shape[:2])
+    _name_steps(axes[0], columns)
     return figure
 
 
@@ -71,21 +73,34 @@ def mistakes_figure(looks: Looks) -> Figure:
     over many masks."""
     assert looks.hidden is not None and looks.error is not None
     n, steps = looks.hidden.shape[:2]
-    figure, axes = plt.subplots(2 * n, steps, figsize=(1.25 * steps, 2.5 * n), squeeze=False, layout="constrained")
+    columns = _columns(steps)
+    size = (1.25 * len(columns), 2.5 * n)
+    figure, axes = plt.subplots(2 * n, len(columns), figsize=size, squeeze=False, layout="constrained")
     known = looks.error[np.isfinite(looks.error)]
     low, high = (float(known.min()), float(known.max())) if len(known) else (0.0, 1.0)
     image: Any = None
     for i, video in enumerate(looks.frames):
-        frames = [large(video[t * len(video) // steps]) for t in range(steps)]
-        _row(axes[2 * i], [_hide(f, m) for f, m in zip(frames, looks.hidden[i], strict=True)], "one mask")
-        for axis, error in zip(axes[2 * i + 1], looks.error[i], strict=True):
-            image = axis.imshow(error, cmap="viridis", vmin=low, vmax=high, interpolation="nearest")
+        frames = [_hide(large(video[t * len(video) // steps]), looks.hidden[i, t]) for t in columns]
+        _row(axes[2 * i], frames, "one mask")
+        for axis, t in zip(axes[2 * i + 1], columns, strict=True):
+            image = axis.imshow(looks.error[i, t], cmap="viridis", vmin=low, vmax=high, interpolation="nearest")
             axis.set(xticks=[], yticks=[])
         axes[2 * i + 1, 0].set_ylabel("error", fontsize=8)
-    for t in range(steps):
-        axes[0, t].set_title(f"step {t + 1}", fontsize=9)
+    _name_steps(axes[0], columns)
     figure.colorbar(image, ax=axes, label="energy of the prediction", fraction=0.03, shrink=0.6)
     return figure
+
+
+def _columns(steps: int) -> list[int]:
+    """The steps that are shown: all, or some spread over them."""
+    return (
+        sorted({round(k * (steps - 1) / max(MOST - 1, 1)) for k in range(MOST)}) if steps > MOST else list(range(steps))
+    )
+
+
+def _name_steps(axes: NDArray, columns: Sequence[int]) -> None:
+    for axis, t in zip(axes, columns, strict=True):
+        axis.set_title(f"step {t + 1}", fontsize=9)
 
 
 def motion_figure(counted: Mapping[str, Any]) -> Figure:
@@ -131,10 +146,13 @@ def _row(axes: NDArray, frames: Sequence[NDArray[np.uint8]], word: str) -> None:
     axes[0].set_ylabel(word, fontsize=8)
 
 
-def _middles(axes: NDArray, chunks: ChunkMap, shape: tuple[int, ...]) -> None:
-    """A dot in the middle of each chunk, at the step nearest to it."""
+def _middles(axes: Mapping[int, Any], chunks: ChunkMap, shape: tuple[int, ...]) -> None:
+    """A ring in the middle of each chunk, where the step nearest to it is shown."""
     steps, rows, columns = chunks.owner.shape
-    for (t, y, x), size in zip(chunks.centroids, chunks.sizes, strict=True):
-        at = ((x + 0.5) * shape[1] / columns, (y + 0.5) * shape[0] / rows)
-        axis = axes[int(np.clip(round(float(t)), 0, steps - 1))]
-        axis.scatter(*at, s=3 + 2 * float(size), facecolor="none", edgecolor="black", linewidth=0.8)
+    at = np.clip(np.rint(chunks.centroids[:, 0]), 0, steps - 1).astype(int)
+    x = (chunks.centroids[:, 2] + 0.5) * shape[1] / columns
+    y = (chunks.centroids[:, 1] + 0.5) * shape[0] / rows
+    for t, axis in axes.items():
+        here = at == t
+        area = 3 + 2 * chunks.sizes[here]
+        axis.scatter(x[here], y[here], s=area, facecolor="none", edgecolor="black", linewidth=0.8)

@@ -41,7 +41,8 @@ def svg_figure(figure: Figure, name: str, watermark: bool = False) -> str:
     plt.close(figure)
     text = buffer.getvalue()
     text = text[text.index("<svg") :].replace(INK, "currentColor")
-    text = re.sub(r"<metadata>.*?</metadata>", "", text, count=1, flags=re.DOTALL)
+    for tag in ("metadata", "style"):  # its style would be that of the whole page, which has the same for figures
+        text = re.sub(rf"<{tag}\b.*?</{tag}>", "", text, count=1, flags=re.DOTALL)
     text = re.sub(r' id="image[0-9a-f]+"', "", text)  # alike for alike images, and nothing refers to them
     key = re.sub(r"\W+", "_", name)
     text = re.sub(r'\bid="', f'id="{key}_', text)

@@ -35,6 +35,7 @@ th { white-space: nowrap; }
 th { background: var(--soft); } figure { margin: 1rem 0; }
 img { max-width: 100%; height: auto; background: #fff; border: 1px solid var(--line); }
 figure svg { max-width: 100%; height: auto; display: block; }
+figure svg * { stroke-linejoin: round; stroke-linecap: butt; }
 figcaption, .small, details { font-size: .88rem; opacity: .9; }
 pre { background: var(--soft); padding: .8rem; white-space: pre-wrap; overflow-wrap: anywhere; font-size: .8rem; }
 summary { cursor: pointer; } details pre { margin: .4rem 0; }

@@ -154,7 +154,7 @@ def _strips(library: Library, name: str) -> str:
         parts.append(f'<div class="scroll"><table class="strip">{title}{rows}</table></div><br>')
     note = "" if library.chance is None else "Solid frame: the same class; dashed: another. "
     text = f'<p class="small">{note}Best first; point at a clip for its name.</p>'
-    return text + "".join(parts)
+    return text + f'<div class="{"standin" if library.stand_ins else "strips"}">{"".join(parts)}</div>'
 
 
 def _thumb(name: str, index: int, words: Sequence[str], label: int | None, asked: int | None) -> str:

@@ -13,6 +13,7 @@ from matplotlib import pyplot as plt
 
 from polyspace.bundle.library import space_view
 from polyspace.commands.report import ReportConfig, report
+from polyspace.report.chunk_figures import chunks_figure, mistakes_figure
 from polyspace.report.figures import INK, plans_figure, svg_figure
 from polyspace.report.html import Page
 from polyspace.report.library import FRAMES, SIDE, Clip, Library, SpaceView, thumbnails
@@ -144,6 +145,10 @@ def test_names_can_not_close_the_script_or_the_page():
     found_section(page, [{"query": evil, "found": [{"id": evil, "score": 1.0}]}], {}, None)
     text = "".join(page.parts)
     assert "<script>alert" not in text and "<!--" not in text
+    assert 'class="standin"' not in text
+    library_sections(page, Library("x", clips, ["j", "k"], [view], None, 0.5, stand_ins=["vivit"]))
+    assert 'class="maps standin"' in "".join(page.parts)
+    assert 'class="standin"' in page.parts[-1]
 
 
 def test_a_sheet_has_a_row_for_every_clip_and_grey_where_one_can_not_be_read():
@@ -157,6 +162,15 @@ def test_a_sheet_has_a_row_for_every_clip_and_grey_where_one_can_not_be_read():
     assert sheet.shape == (2 * SIDE, FRAMES * SIDE, 3)
     assert sheet[:SIDE, :, 0].min() > 200 and sheet[:SIDE, :, 1].max() < 60 and abs(int(sheet[-5, 5, 0]) - 128) < 4
     assert thumbnails([None]) is None
+
+
+def test_a_real_size_is_drawn_in_a_few_megabytes():
+    noise = np.random.default_rng(0)
+    frames = noise.integers(0, 255, (4, 32, 224, 224, 3), dtype=np.uint8)
+    maps = {"chunks": [tubelets((16, 14, 14))] * 4, "regions": [tubelets((16, 14, 14))] * 4}
+    error = noise.random((4, 16, 14, 14)).astype(np.float32)
+    looks = Looks(frames, maps, error > 0.5, error)
+    assert len(svg_figure(chunks_figure(looks), "a")) + len(svg_figure(mistakes_figure(looks), "b")) < 13e6
 
 
 def test_looks_come_back(tmp_path):

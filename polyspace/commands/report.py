@@ -21,12 +21,11 @@ from polyspace.report.library import Library, thumbnails
 from polyspace.report.run_files import RunFiles, find_files
 from polyspace.report.run_report import Seen, write_report
 from polyspace.train.alignment.stores import check_fit, check_space
+from polyspace.train.vjepa.looks import COUNTED, SHOWN
 from polyspace.utils.chunk_map import ChunkMap
 from polyspace.utils.errors import UserError
 from polyspace.utils.log import Progress, say, warn
 from polyspace.utils.looks_file import Looks, motion_of, tokens_against_motion
-
-SHOWN, COUNTED = 4, 64  # clips whose chunks are drawn, and whose tokens are counted
 
 
 class ReportConfig(Config):
@@ -77,7 +76,7 @@ def look(files: RunFiles, config: ReportConfig) -> Seen:
     texts: dict[str, str] = {}
     for one in stores:
         texts |= captions(one, paths[one.path])
-    found = [clip["id"] for _, search in files.searches for row in search["queries"] for clip in row["found"]]
+    found = [clip["id"] for _, search in files.searches for row in search.get("queries", []) for clip in row["found"]]
     sheet = thumbnails([few_frames(Path(clip)) for clip in found[:1000]]) if found and config.videos else None
     looks, counted = (None, None)
     if ps is not None and library is not None and store is not None:

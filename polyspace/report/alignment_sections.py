@@ -48,14 +48,19 @@ def _converters(page: Page, result: dict[str, Any]) -> None:
         "small network on top of ridge that keeps its best epoch. All choices are made on source videos held out; "
         "the mean is the control that ignores the student. CKA is biased upwards on few clips: read the debiased one."
     )
-    rows = []
-    for teacher, entry in result["converters_held_out"].items():
-        for kind, scores in entry["kinds"].items():
-            kept = " (kept)" if kind == result["converter_kind"] else ""
-            rows.append([teacher, kind + kept, *(f"{scores[k]:.3f}" if k in scores else "–" for k in KINDS)])
-    page.table(rows, ["teacher", "converter", *KINDS.values()])
+    _held_out(page, result["converters_held_out"], result["converter_kind"])
     page.text("The kept converters on the clips of this split, which nothing was chosen on:")
     page.table(shown.translation_rows(result), shown.TRANSLATION_COLUMNS)
+
+
+def _held_out(page: Page, held_out: dict[str, Any], chosen: str) -> None:
+    """Every converter's scores on clips that it was not fitted on."""
+    rows = []
+    for teacher, entry in held_out.items():
+        for kind, scores in entry["kinds"].items():
+            kept = " (kept)" if kind == chosen else ""
+            rows.append([teacher, kind + kept, *(f"{scores[k]:.3f}" if k in scores else "–" for k in KINDS)])
+    page.table(rows, ["teacher", "converter", *KINDS.values()])
 
 
 def _likeness(page: Page, result: dict[str, Any], command: str) -> None:
@@ -109,12 +114,7 @@ def labels_section(page: Page, result: dict[str, Any], command: str) -> None:
 def converter_section(page: Page, result: dict[str, Any], log: list[dict[str, Any]], command: str) -> None:
     """What train-converter's own report and log tell, where nothing was evaluated yet."""
     page.heading("Converters")
-    rows = []
-    for teacher, entry in result["held_out"].items():
-        for kind, scores in entry["kinds"].items():
-            kept = " (kept)" if kind == result["kind"] else ""
-            rows.append([teacher, kind + kept, *(f"{scores[k]:.3f}" if k in scores else "–" for k in KINDS)])
-    page.table(rows, ["teacher", "converter", *KINDS.values()])
+    _held_out(page, result["held_out"], result["kind"])
     keys = {key: key.removeprefix("held_out_r2_") for row in log for key in row if key.startswith("held_out_r2_")}
     figure = series_figure(log, keys, "update", "R², held out")
     if figure is not None:

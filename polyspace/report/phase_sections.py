@@ -165,7 +165,8 @@ def write_pipeline_report(folder: Path, manifest: dict[str, Any], title: str, no
     about = folder / "run.json"
     command = " ".join(read_json(about, "run")["argv"]) if about.is_file() else ""
     phase_sections(page, folder, manifest, command)
-    run_section(page, folder)
+    with page.section("run.json"):
+        run_section(page, folder)
     for place, reason in page.failed.items():
         page.text(f"Left out: {place}: {reason}", small=True)
     return page.write(folder / "report.html")

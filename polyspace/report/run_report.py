@@ -1,5 +1,6 @@
 """One page that tells all that lies in a folder: `polyspace report`."""
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +16,7 @@ from polyspace.report.look_sections import CHUNKS_CAPTION, chunk_facts, motion_s
 from polyspace.report.phase_sections import phase_sections, read_lines
 from polyspace.report.run_files import RunFiles
 from polyspace.utils.checkpoint_io import read_json
+from polyspace.utils.errors import UserError
 from polyspace.utils.looks_file import Looks
 
 
@@ -74,8 +76,10 @@ def write_report(files: RunFiles, seen: Seen, path: Path, command: str) -> Path:
 
 
 def _run(folder: Path) -> dict[str, Any] | None:
-    about = folder / "run.json"
-    return read_json(about, "run") if about.is_file() else None
+    """How the run in a folder was started; None where its file is missing or broken."""
+    with contextlib.suppress(UserError):
+        return read_json(folder / "run.json", "run")
+    return None
 
 
 def _notices(files: RunFiles, seen: Seen) -> list[str | None]:
@@ -109,9 +113,7 @@ def _ending(page: Page, files: RunFiles, command: str) -> None:
     lines = [f"# {step['seconds']:.1f} s\n{step['line']}" for step in steps]
     if not lines:
         told = [result.get("run") for _, result in [*files.evaluations, *files.curves]]
-        told += [
-            read_json(p.parent / "run.json", "run") for p, _ in files.manifests if (p.parent / "run.json").is_file()
-        ]
+        told += [_run(place.parent) for place, _ in files.manifests]
         lines = list(dict.fromkeys(files.command(run) for run in told if run))
     page.code("\n\n".join([*lines, f"# this page\n{command}"]))
     runs = [result["run"] for _, result in files.evaluations if "environment" in result.get("run", {})]

@@ -285,3 +285,10 @@ def test_what_was_found_by_several_searches_is_shown_with_its_own_pictures(tmp_p
     text = "".join(page.parts)
     assert f'title="the last" style="background-position-y:-{3 * SIDE}px"' in text
     assert text.count("data:image/jpeg") == 1
+
+
+def test_a_broken_run_file_costs_a_command_and_not_the_page(made, tmp_path):
+    shutil.copytree(made / "outputs", tmp_path / "run")
+    (tmp_path / "run" / "run.json").write_text("{")
+    text = report(ReportConfig(run_dir=tmp_path, device="cpu"), "polyspace report x").read_text()
+    assert "Pretrain" in text and "Planned against true trajectories" in text

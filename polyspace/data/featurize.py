@@ -7,7 +7,7 @@ import signal
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from pydantic import Field
@@ -18,7 +18,7 @@ from polyspace.data import VideoDataset, build_dataset
 from polyspace.data.extract import BatchDataset, Decoded, Forward, Views, compute, run_batches
 from polyspace.data.feature_store import FeatureStore, StoreWriter, manifest_name
 from polyspace.data.sampling import Sampling
-from polyspace.models.backbones import Backbone, BackboneCard, describe_all
+from polyspace.models.backbones import BackboneCard, describe_all
 from polyspace.utils import distrib
 from polyspace.utils.checkpoint_io import sha256_json, try_writing, write_json
 from polyspace.utils.errors import UserError
@@ -46,6 +46,7 @@ class SourceConfig(Config):
     crops: int = Field(1, ge=1, description="crops in space, averaged")
     strict: bool = Field(False, description="missing weights are an error instead of a stand-in")
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
+    precision: Literal["fp32", "bf16"] = Field("fp32", description="of the forwards; bf16: autocast, several × faster")
     workers: int = Field(2, ge=0, description="processes; on a CPU each decodes and computes with one thread")
     max_failed: float = Field(0.05, ge=0, le=1, description="share of unreadable clips that makes the run fail")
 
@@ -77,7 +78,7 @@ def store_settings(
         "crops": config.crops,
         "tokens": tokens,
         "min_frames": min_frames,
-    }
+    } | ({} if config.precision == "fp32" else {"precision": config.precision})
 
 
 def open_source(config: SourceConfig) -> tuple[VideoDataset, dict[str, BackboneCard]]:
@@ -118,7 +119,7 @@ def featurize(
     try:
         distrib.barrier()
         device = get_device(config.device)
-        forwards = {name: forward_of(card.load().to(device), device, config.tokens) for name, card in cards.items()}
+        forwards = {name: forward_of(card, device, config.tokens, config.precision) for name, card in cards.items()}
         report = _run(config, data, cards, forwards, writer, device)
         distrib.barrier()
         if distrib.is_main():
@@ -139,15 +140,18 @@ def _finished(path: Path, writer: StoreWriter, config: FeaturizeConfig) -> Featu
         store.manifest["settings"] | {"batch": store.manifest["batch"]},
         writer.settings | {"batch": config.batch},
     )
-    differing = sorted(k for k in new if old.get(k) != new[k])
+    differing = sorted(k for k in old | new if old.get(k) != new.get(k))
     raise UserError(f"{path} was made with another {', '.join(differing)}; give --overwrite or another --out")
 
 
-def forward_of(backbone: Backbone, device: torch.device, tokens: bool) -> Forward:
-    """A backbone as the workers call it: the clip feature, and with `tokens` all tokens, on the CPU."""
+def forward_of(card: BackboneCard, device: torch.device, tokens: bool, precision: str = "fp32") -> Forward:
+    """A backbone as the workers call it: the clip feature, and with `tokens` all tokens, in fp32 on the CPU.
+    `precision` bf16 runs its products under autocast."""
+    backbone = card.load().to(device)
 
     def run(video: Tensor) -> dict[str, Tensor]:
-        features = backbone(video.to(device, non_blocking=True))
+        with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
+            features = backbone(video.to(device, non_blocking=True))
         out = {"": features.pooled.float().cpu()}
         return out | ({".tokens": features.tokens.float().cpu()} if tokens else {})
 

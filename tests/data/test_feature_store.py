@@ -67,6 +67,23 @@ def test_the_bytes_do_not_depend_on_the_workers(store, clips, tmp_path, more):
     assert files(tmp_path) == files(store)
 
 
+def test_bf16_features_are_near_those_of_fp32_and_their_store_says_so(checkpoints, clips, tmp_path):
+    def made(precision: str) -> FeatureStore:
+        more = f"--precision {precision} --checkpoint vjepa2={checkpoints['vjepa2']}"
+        run_ok(line(clips, tmp_path / precision, more), tmp_path)
+        return FeatureStore(tmp_path / precision / "features_hmdb51_train.json")
+
+    exact, half = made("fp32"), made("bf16")
+    x, y = exact.features("vjepa2"), half.features("vjepa2")
+    assert y.dtype == torch.float32 and not torch.equal(x, y)
+    assert torch.cosine_similarity(x, y).min() > 0.999
+    assert half.fingerprint != exact.fingerprint and half.manifest["settings"]["precision"] == "bf16"
+    last = run_fails(
+        line(clips, tmp_path / "bf16", f"--checkpoint vjepa2={checkpoints['vjepa2']}"), tmp_path, "--overwrite"
+    )
+    assert "made with another precision" in last
+
+
 def test_killed_at_random_moments_it_ends_byte_equal(store, clips, tmp_path):
     command = [sys.executable, "-m", "polyspace.cli", *line(clips, tmp_path / "o").split()[1:]]
     rng = random.Random(0)

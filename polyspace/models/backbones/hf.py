@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from polyspace.models.backbones.base import Backbone, BackboneCard, Classifier
 from polyspace.models.backbones.checkpoints import Checkpoint, WeightsUnavailable, find_checkpoint, weight_files
+from polyspace.models.backbones.fused import fuse
 from polyspace.models.backbones.plans import default_plan, read_plan
 from polyspace.models.features import Features
 from polyspace.utils.errors import UserError
@@ -63,7 +64,7 @@ FAMILIES = {
         "pixel_values",
         1,
         "HWT",
-        "eager",  # the class has no sdpa
+        "eager",  # the class has no sdpa: `fuse` gives it one
         "cls",
         "supervised (every public TimeSformer is, on K400, K600 or SSv2)",
     ),
@@ -210,7 +211,7 @@ def _skeleton(name: str, config: Any, crop: tuple[int, int], frames: int, fc_nor
 
     family = FAMILIES[name]
     model = getattr(transformers, family.model_class)._from_config(config, attn_implementation=family.attention)
-    return HFBackbone(name, _without_predictor(model), _head_norm(config) if fc_norm else None, frames, crop)
+    return HFBackbone(name, fuse(_without_predictor(model)), _head_norm(config) if fc_norm else None, frames, crop)
 
 
 def _load(name: str, found: Checkpoint, crop: tuple[int, int], frames: int, fc_norm: bool) -> Backbone:
@@ -233,7 +234,7 @@ def _load(name: str, found: Checkpoint, crop: tuple[int, int], frames: int, fc_n
     if lacking or report.get("mismatched_keys"):
         raise UserError(f"--checkpoint {name}={found.name} lacks weights of its own architecture, e.g. {lacking[:1]}")
     norm = _load_head_norm(found, model.config) if fc_norm else None
-    backbone = HFBackbone(name, _without_predictor(model), norm, frames, crop)
+    backbone = HFBackbone(name, fuse(_without_predictor(model)), norm, frames, crop)
     return backbone.eval().requires_grad_(False)
 
 

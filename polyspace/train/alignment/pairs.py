@@ -57,7 +57,7 @@ def stream_blocks(
     device = get_device(config.device)
     views = Views(Sampling.parse(config.sampling), config.views, config.crops, min_frames)
     plans = {name: card.plan for name, card in cards.items()}
-    forwards = {name: forward_of(card.load().to(device), device, tokens) for name, card in cards.items()}
+    forwards = {name: forward_of(card, device, tokens, config.precision) for name, card in cards.items()}
     in_workers = device.type == "cpu"
     paths = [record.path for record in data.records]
     need = plans[config.student].frames

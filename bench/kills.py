@@ -98,7 +98,7 @@ def broken(place: Path) -> Iterator[str]:
                 assert zipfile.ZipFile(path).testzip() is None, "fails its sums"
             elif path.suffix == ".npy":
                 np.load(path, mmap_mode="r")
-            assert path.stat().st_size or path.suffix == ".tmp" or "tfevents" in path.name, "is empty"
+            assert path.stat().st_size or path.suffix == ".jsonl" or "tfevents" in path.name, "is empty"
         except FileNotFoundError:
             continue
         except (AssertionError, UserError, ValueError, OSError, zipfile.BadZipFile) as error:

@@ -60,6 +60,8 @@ class IndexWriter:
 
     def open(self) -> dict[str, Any]:
         """Make the hidden folder and hold it against a second run; returns the progress of a killed run, or {}."""
+        if self.out.is_mount():
+            raise UserError(f"cannot write {self.out} as a whole: it is where a disk is mounted; give a folder on it")
         try_writing(self.out.parent)
         with disk_errors(self.partial):
             self.folder.mkdir(parents=True, exist_ok=True)

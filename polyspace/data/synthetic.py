@@ -202,32 +202,34 @@ def _frames(config: SyntheticConfig, classes: int) -> int:
 def generate(config: SyntheticConfig) -> int:
     """Write the data set; returns the number of clips."""
     marker = config.out / "synthetic" / "truth.json"
+    classes: list[str] = []
+    frames = 0
+    if config.layout != "droid":
+        count = config.classes or DEFAULT_CLASSES[config.layout]
+        classes, frames = class_names(config.layout, count), _frames(config, count)
     try_writing(config.out)
-    if any(config.out.iterdir()) and not (config.out / "synthetic").is_dir():
+    if any(config.out.iterdir()) and not marker.parent.is_dir():
         raise UserError(f"--out {config.out} holds files that this command did not write; choose an empty folder")
     with disk_errors(marker.parent):
         marker.parent.mkdir(exist_ok=True)
     with sole_writer(config.out, f"{marker.parent.name}/{LOCK}", deep=2):
         marker.unlink(missing_ok=True)  # until all clips are those of these settings
-        return _generate(config, marker)
-
-
-def _generate(config: SyntheticConfig, marker: Path) -> int:
-    if config.layout == "droid":
-        truth = [write_episode(config.out, config.seed, i, config.height, config.width) for i in range(config.clips)]
-        classes, frames = [], 0
-    else:
-        count = config.classes or DEFAULT_CLASSES[config.layout]
-        classes, frames = class_names(config.layout, count), _frames(config, count)
-        writer = {"hmdb51": _write_hmdb51, "diving48": _write_diving48, "ssv2": _write_ssv2}[config.layout]
-        turns = [render.turns_of_class(k) for k in range(count)]
-        if config.layout == "hmdb51" and count != len(hmdb51.CLASSES):
-            order = sorted(range(count), key=motion_name)  # class ids follow the names' order
-            turns = [turns[k] for k in order]
-        truth = _draw_all(config, writer(config, classes), frames, turns)
-    settings = json.loads(config.model_dump_json(exclude={"out", "workers"}))
-    write_json(marker, {"settings": settings, "classes": classes, "frames": frames, "clips": truth})
+        truth = _write_clips(config, classes, frames)
+        settings = json.loads(config.model_dump_json(exclude={"out", "workers"}))
+        write_json(marker, {"settings": settings, "classes": classes, "frames": frames, "clips": truth})
     return len(truth)
+
+
+def _write_clips(config: SyntheticConfig, classes: list[str], frames: int) -> list[dict[str, Any]]:
+    """Lists and clips; what truth.json says of each clip."""
+    if config.layout == "droid":
+        return [write_episode(config.out, config.seed, i, config.height, config.width) for i in range(config.clips)]
+    writer = {"hmdb51": _write_hmdb51, "diving48": _write_diving48, "ssv2": _write_ssv2}[config.layout]
+    turns = [render.turns_of_class(k) for k in range(len(classes))]
+    if config.layout == "hmdb51" and len(classes) != len(hmdb51.CLASSES):
+        order = sorted(range(len(classes)), key=motion_name)  # class ids follow the names' order
+        turns = [turns[k] for k in order]
+    return _draw_all(config, writer(config, classes), frames, turns)
 
 
 def main(argv: Sequence[str]) -> int:

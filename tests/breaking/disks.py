@@ -1,16 +1,9 @@
-"""Disks that are small or read-only, and small runs to break on them."""
+"""Disks that are small or read-only."""
 
 import subprocess
 from pathlib import Path
 
 import pytest
-
-
-@pytest.fixture(scope="session")
-def runs(tmp_path_factory):
-    from small_runs import make
-
-    return make(tmp_path_factory.mktemp("small_runs"))
 
 
 class Disk:
@@ -35,10 +28,3 @@ class Disk:
 
     def unmount(self) -> None:
         subprocess.run(["umount", "-l", str(self.place)], capture_output=True)
-
-
-@pytest.fixture
-def disk(tmp_path):
-    made = Disk(tmp_path / "disk")
-    yield made
-    made.unmount()

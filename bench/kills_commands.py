@@ -80,7 +80,7 @@ def cases(base: Path) -> list[Case]:
         Case("fit", f"fit --data {base}/videos --out out --steps 12 --preset tiny --workers 2", ("*.html",)),
         Case("collect", "collect --out out/pusht.safetensors --episodes 60 --steps 6 --size 32"),
         Case("bundle", f"bundle --converters {bank} --fusion {fusion} --run {made}/outputs --out out"),
-        Case("export", f"export --bundle {made}/bundle --out out --num_chunks 4"),
+        Case("export", f"export --bundle {made}/bundle --out out"),
         Case("labels-curve", f"labels-curve {source} --split validation --features {made}/features --converters {bank} "
              "--fractions 0.5 1.0 --seeds 2 --epochs 3 --out out"),
         Case("index", f"index --bundle {made}/bundle --videos {base}/videos --space videomae --out out"),

@@ -25,13 +25,14 @@ def test_a_run_cut_while_its_folder_goes_is_made_again(runs, tmp_path, monkeypat
     monkeypatch.chdir(tmp_path)
 
     def half(folder, **_):
-        for step in Path(folder).glob("step_*"):
+        steps = list(Path(folder).glob("step_*"))
+        for step in steps:
             shutil.rmtree(step)
-        raise Stop("cut")
+        if steps:
+            raise Stop("cut")
 
     with monkeypatch.context() as patch:
         patch.setattr(trackers, "shutil", type("Half", (), {"rmtree": staticmethod(half)}))
-        patch.setattr(trackers, "EVENTS", "no_events")
         assert runs.run("train-converter") == 2
     assert list(Path("out").glob("run-*")) and not list(Path("out").glob("run-*/latest"))
     capsys.readouterr()

@@ -74,7 +74,7 @@ def test_behind_a_figure_stand_its_numbers_and_its_command(page, made):
     }
     result = json.loads((made / "fusion" / "eval_hmdb51_validation.json").read_text())
     assert found["confusion.json"] == {"classes": result["classes"], "counts": result["confusion"]}
-    assert found["plans.json"] == json.loads((made / "outputs" / "action" / "plans.json").read_text())
+    assert found["plans.json"] == read_json(made / "outputs" / "action" / "plans.json")
     assert found["tokens.json"]["cells"] == 27 and len(found["tokens.json"]["tokens"]) > 8
     assert len(found["maps.json"]["clips"]) == 28 and found["chunks.json"]["chunks"][0]["tokens"] > 0
     assert "polyspace report made" in page

@@ -145,3 +145,21 @@ def browser():
     made = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
     yield made
     made.quit()
+
+
+@pytest.fixture(scope="session")
+def runs(tmp_path_factory):
+    """Small runs of the commands that write folders (tests/breaking)."""
+    from small_runs import make
+
+    return make(tmp_path_factory.mktemp("small_runs"))
+
+
+@pytest.fixture
+def disk(tmp_path):
+    """A file system to be mounted (tests/breaking)."""
+    from disks import Disk
+
+    made = Disk(tmp_path / "disk")
+    yield made
+    made.unmount()

@@ -23,6 +23,7 @@ from polyspace.data.feature_store import FeatureStore
 from polyspace.data.video import read_frames
 from polyspace.models.vjepa.saved import load_encoder
 from polyspace.train.language_align import load_language
+from polyspace.utils.checkpoint_io import read_json
 from polyspace.utils.errors import UserError
 
 REPOSITORY = Path(__file__).parents[1]
@@ -80,7 +81,7 @@ def test_a_layer_can_learn_on_what_is_encoded(ps, clip):
 def test_a_store_of_other_weights_is_not_asked(ps, made, clip, tmp_path):
     shutil.copytree(made / "features", tmp_path / "f")
     path = tmp_path / "f" / "features_hmdb51_train.json"
-    about = json.loads(path.read_text())
+    about = read_json(path)
     for space in ("vivit", "hnet_vjepa"):
         about["spaces"][space]["digest"] = "other"
     path.write_text(json.dumps(about))
@@ -252,7 +253,7 @@ def test_clips_are_found_by_words_and_by_example_in_an_index(ps, made, clip, tmp
         ps.index([tmp_path / "broken.avi"], tmp_path / "none")
     with pytest.raises(UserError, match="did you mean 'cosine'"):
         ps.index(files[:1], tmp_path / "none", metric="cosin")
-    about = json.loads((tmp_path / "vivit" / "index.json").read_text())
+    about = read_json(tmp_path / "vivit" / "index.json")
     about["backbone"]["digest"] = "other"
     (tmp_path / "vivit" / "index.json").write_text(json.dumps(about))
     with pytest.raises(UserError, match="other weights of vivit"):

@@ -17,8 +17,9 @@ from polyspace.config import Config, parse, run_command
 from polyspace.models.backbones.hnet_vjepa import HouseBackbone
 from polyspace.models.hnet.exportable import ExportableEncoder
 from polyspace.models.vjepa.vit import HNetViT
-from polyspace.utils.checkpoint_io import try_writing, write_bytes, write_json
+from polyspace.utils.checkpoint_io import try_writing, write_bytes, write_sealed
 from polyspace.utils.errors import UserError
+from polyspace.utils.folders import clear_left_over
 from polyspace.utils.log import say
 from polyspace.utils.run_info import run_info
 
@@ -129,6 +130,7 @@ def main(argv: Sequence[str]) -> int:
     is_bundle = (config.bundle / "bundle.json").is_file()
     bundle = load_bundle(config.bundle) if is_bundle else gather(run=config.bundle)
     try_writing(config.out)
+    clear_left_over(config.out)
     found: dict[str, Any] = {}
     budget = config.num_chunks or bundle.card.num_chunks or "tubelets" in bundle.card.pooling
     if bundle.card.backend == "polyspace" and not budget and bundle.converters is not None:
@@ -149,7 +151,7 @@ def main(argv: Sequence[str]) -> int:
         "files": found,
         "run": run_info("export", config),
     }
-    write_json(config.out / "export.json", about)
+    write_sealed(config.out / "export.json", about)
     say(f"-> {config.out}")
     return 0
 

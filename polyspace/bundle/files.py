@@ -16,6 +16,7 @@ from polyspace.models.backbones import BackboneCard
 from polyspace.models.spaces.converters import ConverterBank, bank_from_state
 from polyspace.report.bundle_card import bundle_card
 from polyspace.train.alignment.fusion_phase import HeadSet, HeadShape
+from polyspace.utils.array_file import disk_errors
 from polyspace.utils.checkpoint_io import (
     load_strict,
     load_tensors,
@@ -23,10 +24,12 @@ from polyspace.utils.checkpoint_io import (
     save_tensors,
     sha256_file,
     sha256_json,
+    sync_path,
     write_json,
     write_text,
 )
 from polyspace.utils.errors import UserError
+from polyspace.utils.folders import copy_file, sole_writer
 from polyspace.version import __version__
 
 FORMAT, VERSION = "polyspace.bundle", 2  # 2: files and their sums in one table; sampling and order recorded
@@ -37,8 +40,17 @@ def save_bundle(bundle: Bundle, folder: Path, with_student: bool = True) -> None
     """Write the folder; what an older bundle left there goes. Without `with_student` its weights stay where they are,
     and bundle.json names the place by the way from its folder; a student from the hub is never copied."""
     folder = folder.resolve()
-    made = folder.parent / f".{folder.name}.partial"
-    shutil.rmtree(made, ignore_errors=True)
+    with sole_writer(folder, deep=0):
+        made = folder.parent / f".{folder.name}.partial"
+        shutil.rmtree(made, ignore_errors=True)  # of a killed run
+        try:
+            with disk_errors(made):
+                _save(bundle, folder, made, with_student)
+        finally:
+            shutil.rmtree(made, ignore_errors=True)
+
+
+def _save(bundle: Bundle, folder: Path, made: Path, with_student: bool) -> None:
     made.mkdir(parents=True)
     copied = with_student and bool(bundle.card.files) and bundle.card.revision == "local"
     _write_parts(bundle, made, copied)
@@ -46,23 +58,22 @@ def save_bundle(bundle: Bundle, folder: Path, with_student: bool = True) -> None
     about = _describe(bundle, folder, copied) | {"files": dict(sorted(sums.items()))}
     write_text(made / "README.md", bundle_card(about))
     write_json(made / "bundle.json", about | {"sha256": sha256_json(about)})
-    folder.mkdir(parents=True, exist_ok=True)
     for name in ("bundle.json", *PARTS):  # a bundle is whole while its bundle.json is there
         _remove(folder / name)
     for path in sorted(made.iterdir(), key=lambda p: p.name == "bundle.json"):
         _remove(folder / path.name)
         os.replace(path, folder / path.name)
-    made.rmdir()
+    sync_path(folder)
 
 
 def _write_parts(bundle: Bundle, made: Path, copied: bool) -> None:
     for path in bundle.card.files if copied else ():
         (made / "student").mkdir(exist_ok=True)
-        shutil.copyfile(path, made / "student" / path.name)
+        copy_file(path, made / "student" / path.name)
     for name, place in bundle.folders.items():
         (made / name).mkdir()
         for file in (f"{name}.json", f"{name}.safetensors"):
-            shutil.copyfile(place / file, made / name / file)
+            copy_file(place / file, made / name / file)
     heads = bundle.heads.heads if bundle.heads is not None else None
     parts = {"converters": bundle.converters, "token_converters": bundle.tokens, "fusion": heads}
     for name, module in parts.items():

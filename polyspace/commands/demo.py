@@ -21,8 +21,9 @@ from polyspace.train import run as phases
 from polyspace.train.embedded.assets import TEACHERS, assets
 from polyspace.train.embedded.chunks import TAKEN
 from polyspace.train.embedded.clips import FRAMES, RENDERED, SIDE
-from polyspace.utils.checkpoint_io import read_json, write_json
+from polyspace.utils.checkpoint_io import read_json, write_sealed
 from polyspace.utils.errors import UserError
+from polyspace.utils.folders import sole_writer
 from polyspace.utils.log import say
 
 DATASET = "ssv2"
@@ -159,7 +160,7 @@ def demo(config: DemoConfig) -> Path:
     out = config.out
     result = read_json(out / f"fusion/eval_{DATASET}_validation.json", "evaluation")
     told = about(config.student, result["spaces"])
-    write_json(out / "demo.json", told | {"steps": steps})
+    write_sealed(out / "demo.json", told | {"steps": steps})
     run_lines([(report.main, f"report {shlex.quote(str(out))}")])
     return out / "report.html"
 
@@ -207,7 +208,8 @@ def main(argv: Sequence[str]) -> int:
         example="polyspace demo --out outputs/demo",
     )
     start = time.perf_counter()
-    page = demo(config)
+    with sole_writer(config.out, deep=0):  # each line holds its own folder
+        page = demo(config)
     say(f"\ndone in {time.perf_counter() - start:.0f} s; the report:")
     say(str(page))
     return 0

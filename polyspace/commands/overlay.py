@@ -26,6 +26,7 @@ from polyspace.report.overlay_sheet import Box, Layer, Sheet, draw_layer, pictur
 from polyspace.utils.checkpoint_io import try_writing
 from polyspace.utils.chunk_map import ChunkMap, tubelets
 from polyspace.utils.errors import UserError
+from polyspace.utils.folders import clear_left_over
 from polyspace.utils.log import Progress, say, warn
 
 FPS = 25.0  # of a file that does not tell
@@ -100,6 +101,7 @@ def _check(config: OverlayConfig) -> None:
     if config.out.exists() and config.out.samefile(config.clip):
         raise UserError(f"--out {config.out} is the clip itself")
     try_writing(config.out.parent)
+    clear_left_over(config.out.parent)
 
 
 def _pictures(

@@ -11,7 +11,7 @@ from polyspace.api import LANGUAGE
 from polyspace.bundle.search import open_store
 from polyspace.config import Config, parse, run_command
 from polyspace.data.index import Index
-from polyspace.utils.checkpoint_io import write_json
+from polyspace.utils.checkpoint_io import write_sealed
 from polyspace.utils.errors import UserError
 from polyspace.utils.log import say, table
 from polyspace.utils.run_info import run_info
@@ -24,6 +24,7 @@ class SearchConfig(Config):
     videos: list[Path] = Field([], description="videos to search for")
     space: str | None = Field(None, description="for a feature store: the space to compare in")
     k: int = Field(5, ge=1, description="clips a query")
+    verify: bool = Field(True, description="compare the index's files with their sha256 first")
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
     out: Path | None = Field(None, description="JSON file of all that is found")
 
@@ -36,6 +37,8 @@ def search(config: SearchConfig) -> list[dict[str, Any]]:
     store = open_store(config.index)
     if config.text and (not isinstance(store, Index) or store.about["space"] != LANGUAGE):
         raise UserError(f"--text: {config.index} is no index of the space {LANGUAGE}; polyspace index makes one")
+    if config.verify and isinstance(store, Index):
+        store.verify()
     queries: list[tuple[str, Any]] = [(text, ps.embed_text(text)) for text in config.text]
     queries += [(str(path), path) for path in config.videos]
     rows = []
@@ -59,7 +62,7 @@ def main(argv: Sequence[str]) -> int:
         for line in table([[clip["id"], f"{clip['score']:.3f}"] for clip in row["found"]], ["clip", "likeness"]):
             say(line)
     if config.out is not None:
-        write_json(config.out, {"queries": rows, "run": run_info("search", config)})
+        write_sealed(config.out, {"queries": rows, "run": run_info("search", config)})
         say(f"-> {config.out}")
     return 0
 

@@ -31,4 +31,7 @@ def build_dataset(name: str, root: Path, split: str, **options: Any) -> VideoDat
     for key in given:
         if key not in known:
             raise UserError(f"{_FLAGS.get(key, key)} has no meaning for --dataset {name}")
+    made = root / "synthetic"
+    if made.is_dir() and not (made / "truth.json").is_file():
+        raise UserError(f"the generated clips under {root} are not finished; run the line that makes them again")
     return DATASETS[name](root, split, **given)

@@ -1,14 +1,12 @@
 """Where training clips come from: generated ones in memory, or files decoded ahead by worker processes."""
 
-import os
 import signal
-import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
 from functools import partial
-from multiprocessing import connection, get_context, parent_process
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
@@ -28,6 +26,7 @@ from polyspace.utils.distrib import gather_objects, is_main, rank
 from polyspace.utils.errors import UserError
 from polyspace.utils.log import warn
 from polyspace.utils.plan import Plan
+from polyspace.utils.worker import end_with_parent
 
 _DEAD = "a data worker died; run the same line again to go on from the last checkpoint"
 
@@ -221,11 +220,4 @@ def _ready_worker() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     torch.set_num_threads(1)
-    parent = parent_process()
-    if parent is not None:
-        threading.Thread(target=_end_with, args=(parent.sentinel,), daemon=True).start()
-
-
-def _end_with(sentinel: int) -> None:
-    connection.wait([sentinel])
-    os._exit(1)
+    end_with_parent()

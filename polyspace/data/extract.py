@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, get_worker_info
+from torch.utils.data import DataLoader, Dataset
 
 from polyspace.data.feature_store import ClipResult, StoreWriter
 from polyspace.data.sampling import Sampling
@@ -21,6 +21,7 @@ from polyspace.data.transforms import prepare
 from polyspace.data.video import VideoError, VideoReader
 from polyspace.utils.errors import UserError
 from polyspace.utils.plan import Plan
+from polyspace.utils.worker import end_with_parent
 
 Forward = Callable[[Tensor], dict[str, Tensor]]  # video (B,T,H,W,3) -> {"": clip (B,D), ".tokens": (B,N,D)}
 
@@ -157,10 +158,7 @@ def _ready_worker(_: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the main process decides when to stop
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     torch.set_num_threads(1)
-    info = get_worker_info()
-    assert info is not None and isinstance(info.dataset, BatchDataset)
-    if info.dataset.writer is not None:
-        info.dataset.writer.close()  # a copy of the lock in an orphaned worker would outlive a killed run
+    end_with_parent()  # what an orphan writes would come behind the run that took its place
 
 
 def run_batches(dataset: BatchDataset, batches: Sequence[int], workers: int) -> Iterator[Decoded]:

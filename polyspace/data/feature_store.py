@@ -5,9 +5,8 @@ clips, and each shard's sha256. While a store is being made, finished batches li
 killed run finds them again and ends with the same bytes.
 """
 
-import contextlib
+import hashlib
 import json
-import os
 import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
+from polyspace.utils.array_file import disk_errors
 from polyspace.utils.checkpoint_io import (
     load_metadata,
     load_tensor,
@@ -26,10 +26,11 @@ from polyspace.utils.checkpoint_io import (
     save_tensors,
     sha256_file,
     sha256_json,
-    write_json,
+    write_sealed,
 )
 from polyspace.utils.errors import UserError, did_you_mean
-from polyspace.utils.lock import take_lock
+from polyspace.utils.folders import clear_left_over
+from polyspace.utils.lock import drop_lock, take_lock
 from polyspace.utils.log import warn
 
 FORMAT, VERSION = "polyspace.features", 1
@@ -166,21 +167,26 @@ class StoreWriter:
         self.fingerprint = sha256_json(settings)
         self._work = sha256_json([self.fingerprint, batch])[:12]
         self.partial = self.path.parent / f".{self.path.stem}.{self._work}.partial"
+        self.lock = self.path.parent / f".{self.path.stem}.lock"  # of the store, whatever its settings
         self._lock: Any = None
 
     def open(self) -> None:
-        """Make the work folder and hold it against a second run."""
-        self.partial.mkdir(parents=True, exist_ok=True)
+        """Hold the store against a second run and make the work folder."""
         words = f"another run is writing {self.path}; wait for it or choose another --out"
-        self._lock = take_lock(self.partial / "lock", words)
+        with disk_errors(self.partial):
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._lock = take_lock(self.lock, words)
+            self.partial.mkdir(exist_ok=True)
+        for folder in (self.path.parent, self.partial):
+            clear_left_over(folder)
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_lock": None}
 
     def close(self) -> None:
-        """Let go of the lock. In a forked worker this closes only its own copy."""
+        """Let go of the lock."""
         if self._lock is not None:
-            self._lock.close()
+            drop_lock(self._lock, self.lock)
             self._lock = None
 
     def part(self, index: int) -> Path:
@@ -189,20 +195,22 @@ class StoreWriter:
     def write_part(self, index: int, features: Mapping[str, Tensor], results: list[ClipResult]) -> None:
         """Store one batch as one file, its report in the file's metadata."""
         report = json.dumps([[r.frames, r.reason, r.note] for r in results])
-        save_tensors(self.part(index), features, {"report": report}, sync_folder=False)
+        about = {"report": report, "sum": _sum(features, report)}
+        save_tensors(self.part(index), features, about, sync_folder=False)
 
     def done(self, index: int) -> bool:
-        """Whether a batch is there whole; a part that can't be read is thrown away."""
+        """Whether a batch is there whole; a part that can't be read, or has changed, is thrown away."""
         part = self.part(index)
         if not part.is_file():
             return False
         try:
-            load_tensors(part)
-            self.results(index)
+            about = load_metadata(part)
+            sound = about["sum"] == _sum(load_tensors(part), about["report"])
         except (UserError, KeyError, ValueError):
+            sound = False
+        if not sound:
             part.unlink()
-            return False
-        return True
+        return sound
 
     def results(self, index: int) -> list[ClipResult]:
         return [ClipResult(*entry) for entry in json.loads(load_metadata(self.part(index))["report"])]
@@ -238,7 +246,7 @@ class StoreWriter:
             "clips": listed,
             "failed": failed,
         }
-        write_json(self.path, manifest)
+        write_sealed(self.path, manifest)
         self._clean({shard["file"] for shard in shards})
         return FeatureStore(self.path)
 
@@ -246,14 +254,20 @@ class StoreWriter:
         return clips[index * self.batch : (index + 1) * self.batch]
 
     def _clean(self, keep: set[str]) -> None:
-        self.close()
         shutil.rmtree(self.partial, ignore_errors=True)
         for old in self.path.parent.glob(f"{self.path.stem}-*.safetensors"):
             if old.name not in keep:
                 old.unlink()
-        for stale in self.path.parent.glob(f".{self.path.stem}*.tmp"):
-            with contextlib.suppress(OSError):
-                os.unlink(stale)
+        self.close()
+
+
+def _sum(features: Mapping[str, Tensor], report: str) -> str:
+    """A part's own sum: parts wait on the disk for a run to go on, and no manifest tells what they should be."""
+    digest = hashlib.sha256(report.encode())
+    for name in sorted(features):
+        digest.update(f"{name} {tuple(features[name].shape)}".encode())
+        digest.update(features[name].contiguous().numpy().data)
+    return digest.hexdigest()
 
 
 def find_store(folders: list[Path], dataset: str, split: str, fingerprint: str) -> FeatureStore | None:

@@ -20,7 +20,7 @@ from polyspace.data.feature_store import FeatureStore, StoreWriter, manifest_nam
 from polyspace.data.sampling import Sampling
 from polyspace.models.backbones import BackboneCard, describe_all
 from polyspace.utils import distrib
-from polyspace.utils.checkpoint_io import sha256_json, try_writing, write_json
+from polyspace.utils.checkpoint_io import sha256_json, try_writing, write_sealed
 from polyspace.utils.errors import UserError
 from polyspace.utils.log import Progress, say, warn
 from polyspace.utils.misc import get_device
@@ -215,12 +215,12 @@ def _finish(
     row_bytes = 4 * (sum(card.dim for card in cards.values()) + tokens)
     store = writer.finish(clips, head, row_bytes)
     run = run_info("featurize", config) | {"counts": {"clips": len(store)}, "report": report}
-    write_json(store.path.with_name(f"{store.path.stem}.run.json"), run)
+    write_sealed(store.path.with_name(f"{store.path.stem}.run.json"), run)
 
 
 def synthetic_root(root: Path) -> bool:
     """Whether the clips come from our own generator: reports must say so, whatever layout they lie in."""
-    return (root / "synthetic" / "truth.json").is_file()
+    return (root / "synthetic").is_dir()
 
 
 def summarise(store: FeatureStore, max_failed: float) -> int:

@@ -61,6 +61,7 @@ class Index:
         """A name for each row, in order; None where the rows have none but their number."""
         if IDS not in self.about["sha256"]:
             return None
+        self._compare(IDS)
         ids = read_json(self.folder / IDS, "ids of the index")
         if not isinstance(ids, list) or len(ids) != self.rows:
             raise UserError(f"{self.folder / IDS} does not hold {self.rows} ids")
@@ -68,11 +69,15 @@ class Index:
 
     def verify(self) -> None:
         """UserError if a file's bytes are not those that `index.json` was written for."""
-        for name, digest in self.about["sha256"].items():
-            if not (self.folder / name).is_file():
-                raise UserError(f"{self.folder / name} is missing")
-            if sha256_file(self.folder / name) != digest:
-                raise UserError(f"{self.folder / name} is damaged: its sha256 is not that of {ABOUT}")
+        for name in self.about["sha256"]:
+            self._compare(name)
+
+    def _compare(self, name: str) -> None:
+        path = self.folder / name
+        if not path.is_file():
+            raise UserError(f"{path} is missing")
+        if sha256_file(path) != self.about["sha256"][name]:
+            raise UserError(f"{path} is damaged: its sha256 is not that of {ABOUT}")
 
     def search(self, query: Tensor | np.ndarray, k: int) -> tuple[Tensor, Tensor]:
         """The k rows nearest to each query (d,) or (q,d), best first: scores and row numbers, (k,) or (q,k).

@@ -1,5 +1,6 @@
 """An index in the making: all its files lie in a hidden neighbour of `out` and get their names in one step."""
 
+import contextlib
 import os
 import shutil
 from collections.abc import Mapping
@@ -8,9 +9,9 @@ from typing import Any
 
 from polyspace.data.index import ABOUT, FAISS, FORMAT, IDS, VECTORS, VERSION, Index, load_index, write_faiss
 from polyspace.utils.array_file import disk_errors
-from polyspace.utils.checkpoint_io import read_json, sha256_file, sync_path, try_writing, write_json
+from polyspace.utils.checkpoint_io import read_json, sha256_file, sync_path, try_writing, write_sealed
 from polyspace.utils.errors import UserError
-from polyspace.utils.lock import take_lock
+from polyspace.utils.lock import drop_lock, take_lock
 from polyspace.utils.log import warn
 
 RUN = "run.json"
@@ -42,8 +43,15 @@ class IndexWriter:
             return None
         old = load_index(self.out)
         self._compare(old.about["made_from"], f"--out {self.out} holds an index")
-        shutil.rmtree(self.partial, ignore_errors=True)  # of a run that was killed behind its last step
+        self._sweep()
         return old
+
+    def _sweep(self) -> None:
+        """Remove what a run left that was killed behind its last step; not what another run is at work on."""
+        if self.partial.is_dir():
+            with contextlib.suppress(UserError):
+                self._lock = take_lock(self.partial / "lock", "another run")
+                self.discard()
 
     def _compare(self, old: Mapping[str, Any], what: str) -> None:
         differing = sorted(k for k in self.made_from.keys() | old.keys() if old.get(k) != self.made_from.get(k))
@@ -52,6 +60,8 @@ class IndexWriter:
 
     def open(self) -> dict[str, Any]:
         """Make the hidden folder and hold it against a second run; returns the progress of a killed run, or {}."""
+        if self.out.is_mount():
+            raise UserError(f"cannot write {self.out} as a whole: it is where a disk is mounted; give a folder on it")
         try_writing(self.out.parent)
         with disk_errors(self.partial):
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -66,7 +76,11 @@ class IndexWriter:
 
     def _progress(self) -> dict[str, Any]:
         path = self.partial / "progress.json"
-        found = read_json(path, "progress of an index") if path.is_file() else {}
+        try:
+            found = read_json(path, "progress of an index") if path.is_file() else {}
+        except UserError as error:
+            warn(f"{error}; beginning again")
+            found = {}
         if found and not self.overwrite:
             self._compare(found["made_from"], f"{self.partial} holds an unfinished index")
             if found["source_time"] != self.source_time:
@@ -82,16 +96,16 @@ class IndexWriter:
     def record(self, rows_done: int, sha256: str) -> None:
         """Write down that this many rows, and the sum of the file so far, are on the disk."""
         state = {"made_from": self.made_from, "source_time": self.source_time}
-        write_json(self.partial / "progress.json", state | {"rows_done": rows_done, "sha256": sha256})
+        write_sealed(self.partial / "progress.json", state | {"rows_done": rows_done, "sha256": sha256})
 
     def discard(self) -> None:
-        """What was made is of no use: the source is at fault."""
-        self.close()
+        """Remove what was made and let go of it."""
         shutil.rmtree(self.partial, ignore_errors=True)
+        self.close()
 
     def close(self) -> None:
         if self._lock is not None:
-            self._lock.close()
+            drop_lock(self._lock)
             self._lock = None
 
     def publish(self, about: dict[str, Any], sha256: str, run: dict[str, Any], faiss: bool = False) -> Index:
@@ -101,9 +115,9 @@ class IndexWriter:
                 sync_path(write_faiss(self.folder, about["rows"], about["dim"], about["metric"]))
         sums = {VECTORS: sha256}
         sums |= {name: sha256_file(self.folder / name) for name in (IDS, FAISS) if (self.folder / name).is_file()}
-        write_json(self.folder / RUN, run)
+        write_sealed(self.folder / RUN, run)
         head = {"format": FORMAT, "format_version": VERSION}
-        write_json(self.folder / ABOUT, head | about | {"made_from": self.made_from, "sha256": sums})
+        write_sealed(self.folder / ABOUT, head | about | {"made_from": self.made_from, "sha256": sums})
         old = self.partial / "old"
         with disk_errors(self.out):
             if self.out.exists():
@@ -111,8 +125,7 @@ class IndexWriter:
                 os.replace(self.out, old)
             os.replace(self.folder, self.out)
             sync_path(self.out.parent)
-        self.close()
-        shutil.rmtree(self.partial, ignore_errors=True)
+        self.discard()
         if self.partial.exists():
             warn(f"{self.partial} could not be removed; it is of no more use")
         return load_index(self.out)

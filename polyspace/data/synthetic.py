@@ -9,6 +9,7 @@ import json
 import zlib
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -20,9 +21,12 @@ from polyspace.config import Config, parse, run_command
 from polyspace.data import hmdb51, render
 from polyspace.data.synthetic_droid import write_episode
 from polyspace.data.video_writer import write_video
+from polyspace.utils.array_file import disk_errors
 from polyspace.utils.checkpoint_io import atomic_file, try_writing, write_json, write_text
 from polyspace.utils.errors import UserError
+from polyspace.utils.folders import LOCK, sole_writer
 from polyspace.utils.log import Progress, say
+from polyspace.utils.worker import end_with_parent
 
 TEST_OF_TEN = (3, 6, 9)  # three clips in ten are test, as in HMDB51; others in each fold
 DEFAULT_CLASSES = {"hmdb51": 51, "diving48": 48, "ssv2": 16, "droid": 1}
@@ -117,8 +121,13 @@ def _pool_map(jobs: list[Any], workers: int) -> Iterator[dict[str, Any]]:
     if workers == 1:
         yield from map(_draw, jobs)
         return
-    with ProcessPoolExecutor(workers) as pool:
-        yield from pool.map(_draw, jobs, chunksize=4)
+    with ProcessPoolExecutor(workers, initializer=end_with_parent) as pool:
+        try:
+            yield from pool.map(_draw, jobs, chunksize=4)
+        except BrokenProcessPool as error:
+            raise UserError("a process that draws clips died; run the same line again") from error
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
 
 
 def _write_hmdb51(config: SyntheticConfig, names: list[str]) -> list[_Task]:
@@ -193,25 +202,34 @@ def _frames(config: SyntheticConfig, classes: int) -> int:
 def generate(config: SyntheticConfig) -> int:
     """Write the data set; returns the number of clips."""
     marker = config.out / "synthetic" / "truth.json"
-    try_writing(config.out)
-    if any(config.out.iterdir()) and not (config.out / "synthetic").is_dir():
-        raise UserError(f"--out {config.out} holds files that this command did not write; choose an empty folder")
-    (config.out / "synthetic").mkdir(exist_ok=True)
-    if config.layout == "droid":
-        truth = [write_episode(config.out, config.seed, i, config.height, config.width) for i in range(config.clips)]
-        classes, frames = [], 0
-    else:
+    classes: list[str] = []
+    frames = 0
+    if config.layout != "droid":
         count = config.classes or DEFAULT_CLASSES[config.layout]
         classes, frames = class_names(config.layout, count), _frames(config, count)
-        writer = {"hmdb51": _write_hmdb51, "diving48": _write_diving48, "ssv2": _write_ssv2}[config.layout]
-        turns = [render.turns_of_class(k) for k in range(count)]
-        if config.layout == "hmdb51" and count != len(hmdb51.CLASSES):
-            order = sorted(range(count), key=motion_name)  # class ids follow the names' order
-            turns = [turns[k] for k in order]
-        truth = _draw_all(config, writer(config, classes), frames, turns)
-    settings = json.loads(config.model_dump_json(exclude={"out", "workers"}))
-    write_json(marker, {"settings": settings, "classes": classes, "frames": frames, "clips": truth})
+    try_writing(config.out)
+    if any(config.out.iterdir()) and not marker.parent.is_dir():
+        raise UserError(f"--out {config.out} holds files that this command did not write; choose an empty folder")
+    with disk_errors(marker.parent):
+        marker.parent.mkdir(exist_ok=True)
+    with sole_writer(config.out, f"{marker.parent.name}/{LOCK}", deep=2):
+        marker.unlink(missing_ok=True)  # until all clips are those of these settings
+        truth = _write_clips(config, classes, frames)
+        settings = json.loads(config.model_dump_json(exclude={"out", "workers"}))
+        write_json(marker, {"settings": settings, "classes": classes, "frames": frames, "clips": truth})
     return len(truth)
+
+
+def _write_clips(config: SyntheticConfig, classes: list[str], frames: int) -> list[dict[str, Any]]:
+    """Lists and clips; what truth.json says of each clip."""
+    if config.layout == "droid":
+        return [write_episode(config.out, config.seed, i, config.height, config.width) for i in range(config.clips)]
+    writer = {"hmdb51": _write_hmdb51, "diving48": _write_diving48, "ssv2": _write_ssv2}[config.layout]
+    turns = [render.turns_of_class(k) for k in range(len(classes))]
+    if config.layout == "hmdb51" and len(classes) != len(hmdb51.CLASSES):
+        order = sorted(range(len(classes)), key=motion_name)  # class ids follow the names' order
+        turns = [turns[k] for k in order]
+    return _draw_all(config, writer(config, classes), frames, turns)
 
 
 def main(argv: Sequence[str]) -> int:

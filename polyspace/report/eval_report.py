@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from polyspace.report.figures import accuracy_figure, cka_figure, confusion_figure, save_figure
-from polyspace.utils.checkpoint_io import write_json, write_text
+from polyspace.utils.checkpoint_io import write_sealed, write_text
 from polyspace.utils.log import table
 
 
@@ -183,7 +183,7 @@ def write_eval_files(result: dict[str, Any], folder: Path) -> None:
     for name, figure in figures.items():
         save_figure(figure, folder / f"{stem}_{name}.png", marked)
     write_text(folder / f"{stem}.md", "\n".join(_markdown(result, stem)) + "\n")
-    write_json(folder / f"{stem}.json", result)
+    write_sealed(folder / f"{stem}.json", result)
 
 
 def _markdown(result: dict[str, Any], stem: str) -> list[str]:

@@ -5,7 +5,7 @@ from typing import Any
 
 from polyspace.report.eval_report import data_name, stand_in_notice
 from polyspace.report.figures import labels_figure, save_figure
-from polyspace.utils.checkpoint_io import write_json, write_text
+from polyspace.utils.checkpoint_io import write_sealed, write_text
 from polyspace.utils.log import table
 
 
@@ -61,4 +61,4 @@ def write_labels_files(result: dict[str, Any], folder: Path) -> None:
     ]
     lines += [f"Command: `{' '.join(result['run']['argv'])}`"]
     write_text(folder / f"{stem}.md", "\n".join(lines) + "\n")
-    write_json(folder / f"{stem}.json", result)
+    write_sealed(folder / f"{stem}.json", result)

@@ -28,7 +28,7 @@ from polyspace.train.downstream.episodes import (
 from polyspace.train.downstream.plans import plans
 from polyspace.train.downstream.world import ActionConfig, ActionPhase
 from polyspace.train.machine import Machine
-from polyspace.utils.checkpoint_io import load_strict, load_tensors, read_json, save_tensors, sha256_file, write_json
+from polyspace.utils.checkpoint_io import load_strict, load_tensors, read_json, save_tensors, sha256_file, write_sealed
 from polyspace.utils.distrib import once
 from polyspace.utils.errors import UserError
 from polyspace.utils.log import say
@@ -92,7 +92,7 @@ def run_action(config: Any, folder: Path, machine: Machine) -> dict[str, Any]:
         assert phase.held is not None
         learned = torch.cat(train.actions)
         made = plans(phase.predictor, phase.held, phase.places, c.history, c.energy, learned, config.seed)
-        write_json(folder / "plans.json", made)
+        write_sealed(folder / "plans.json", made)
         found = {"pictures": pictures, "plans": str(folder / "plans.json")}
         return entry(folder, start, files, about, first, last) | found
 
@@ -119,7 +119,7 @@ def save_action(folder: Path, phase: ActionPhase, c: ActionConfig, start: Start,
     save_tensors(file, phase.state_dict())
     keys = ("action_dim", "history", "layers", "width", "depth", "heads", "action_tokens", "keypoints", "energy")
     about = {"version": 2, "size": size} | {key: getattr(c, key) for key in keys}
-    write_json(folder / "action.json", about | link(folder, start) | {"sha256": sha256_file(file)})
+    write_sealed(folder / "action.json", about | link(folder, start) | {"sha256": sha256_file(file)})
     return [file]
 
 

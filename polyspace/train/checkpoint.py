@@ -21,11 +21,12 @@ from polyspace.utils.checkpoint_io import (
     save_tensors,
     save_torch,
     sha256_file,
-    write_json,
+    write_sealed,
     write_text,
 )
 from polyspace.utils.distrib import barrier, is_main
 from polyspace.utils.errors import UserError
+from polyspace.utils.log import warn
 
 KEEP = 2
 SHARDED = "sharded"
@@ -71,7 +72,7 @@ def save_checkpoint(folder: Path, step: int, engine: Engine, trainer: dict[str, 
             trainer |= {"optimizer": optimizer}
         save_torch(place / "trainer.pt", trainer)
         files = sorted(f for f in place.rglob("*") if f.suffix in (".safetensors", ".pt"))
-        write_json(place / "checksums.json", {str(f.relative_to(place)): sha256_file(f) for f in files})
+        write_sealed(place / "checksums.json", {str(f.relative_to(place)): sha256_file(f) for f in files})
         write_text(folder / "latest", place.name + "\n")
         for old in sorted(folder.glob("step_*"), key=lambda kept: int(kept.name.removeprefix("step_")))[:-KEEP]:
             shutil.rmtree(old, ignore_errors=True)
@@ -86,15 +87,11 @@ def _write_parts(place: Path, model: dict[str, Tensor], optimizer: dict[str, Ten
 
 
 def load_checkpoint(folder: Path, engine: Engine) -> dict[str, Any] | None:
-    """Restore model and optimizer from `latest` and return the trainer's state, or None where there is none yet."""
-    latest = folder / "latest"
-    if not latest.is_file():
+    """Restore model and optimizer from `latest` and return the trainer's state, or None where there is none yet. Where
+    that one is damaged, a warning, and the newest one that isn't: the steps in between are done again."""
+    if not (folder / "latest").is_file():
         return None
-    place = folder / latest.read_text().strip()
-    sums = read_json(place / "checksums.json", "checkpoint")
-    for name, expected in sums.items():
-        if not (place / name).is_file() or sha256_file(place / name) != expected:
-            raise UserError(f"checkpoint {place / name} is damaged: its sha256 is not the recorded one")
+    place = _newest_sound(folder)
     trainer = load_torch(place / "trainer.pt", "checkpoint")
     if (place / SHARDED).is_dir():
         model, optimizer = _read_parts(place / SHARDED, engine)
@@ -104,6 +101,33 @@ def load_checkpoint(folder: Path, engine: Engine) -> dict[str, Any] | None:
         raise UserError(f"checkpoint {place} was written by another release; remove it and train again")
     engine.load_state(model, optimizer, place)
     return trainer
+
+
+def _newest_sound(folder: Path) -> Path:
+    """The checkpoint that `latest` names, or behind it the newest whole one; UserError where there is none."""
+    named = (folder / "latest").read_text(errors="replace").strip()
+    steps = {f.name: int(f.name.removeprefix("step_")) for f in folder.glob("step_*") if f.name[5:].isdecimal()}
+    faults = [] if named in steps else [f"{folder / 'latest'} is damaged: it names no checkpoint that is there"]
+    for name in sorted(steps, key=lambda s: (s == named, steps[s]), reverse=True):
+        fault = _fault(folder / name)
+        if fault is None:
+            if faults:
+                warn(f"{faults[0]}; going on from {name} instead")
+            return folder / name
+        faults.append(fault)
+    raise UserError(f"{faults[0]}, and no other one is whole; remove {folder} to begin again")
+
+
+def _fault(place: Path) -> str | None:
+    """What is wrong with a checkpoint's files, if anything."""
+    try:
+        sums = read_json(place / "checksums.json", "checkpoint")
+    except UserError as error:
+        return str(error)
+    for name, expected in sums.items():
+        if not (place / name).is_file() or sha256_file(place / name) != expected:
+            return f"checkpoint {place / name} is damaged: its sha256 is not the recorded one"
+    return None
 
 
 def _read_parts(place: Path, engine: Engine) -> tuple[dict[str, Tensor], dict[str, Tensor]]:

@@ -11,6 +11,7 @@ from polyspace.planning.collect import collect
 from polyspace.planning.pusht import PushT
 from polyspace.train.downstream.episodes import save_views
 from polyspace.utils.checkpoint_io import try_writing
+from polyspace.utils.folders import clear_left_over
 from polyspace.utils.log import say
 
 
@@ -31,6 +32,7 @@ def main(argv: Sequence[str]) -> int:
         example="polyspace collect --out outputs/pusht.safetensors --episodes 1500",
     )
     try_writing(config.out.parent)
+    clear_left_over(config.out.parent)
     made = collect(PushT(size=config.size), config.episodes, config.steps, config.seed)
     save_views(config.out, torch.from_numpy(made.video), torch.from_numpy(made.actions))
     say(f"{config.episodes} episodes of {config.steps} steps -> {config.out}")

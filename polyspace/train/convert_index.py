@@ -4,7 +4,6 @@ Reading, the matrix products and writing overlap. Every `rows` rows are put on t
 killed run goes on from there and ends in the same bytes (on the same machine).
 """
 
-import shutil
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,9 +16,10 @@ from polyspace.data.index import ABOUT, IDS, VECTORS, Index, import_faiss, load_
 from polyspace.data.index_writer import IndexWriter
 from polyspace.train.alignment.conversion import Conversion, UnfitSource
 from polyspace.train.alignment.translation import Translation, open_translation
-from polyspace.utils.array_file import ArrayReader, ArrayWriter, disk_errors
-from polyspace.utils.checkpoint_io import sha256_file, sha256_json, sync_path
+from polyspace.utils.array_file import ArrayReader, ArrayWriter
+from polyspace.utils.checkpoint_io import sha256_file, sha256_json
 from polyspace.utils.errors import UserError
+from polyspace.utils.folders import copy_file
 from polyspace.utils.log import Progress, say, warn
 from polyspace.utils.run_info import run_info
 
@@ -151,9 +151,7 @@ def _copy_ids(source: Source, writer: IndexWriter) -> None:
     if source.index is None or IDS not in source.index.about["sha256"]:
         return
     target = writer.folder / IDS
-    with disk_errors(target):
-        shutil.copyfile(source.index.folder / IDS, target)
-        sync_path(target)
+    copy_file(source.index.folder / IDS, target)
     if sha256_file(target) != source.index.about["sha256"][IDS]:
         raise UnfitSource(f"{source.index.folder / IDS} is damaged: its sha256 is not that of its index")
 

@@ -26,6 +26,7 @@ from polyspace.train.train_fusion import load_heads
 from polyspace.utils.checkpoint_io import sha256_file, try_writing
 from polyspace.utils.cka import CkaMeter
 from polyspace.utils.errors import UserError
+from polyspace.utils.folders import clear_left_over
 from polyspace.utils.log import say, warn
 from polyspace.utils.metrics import (
     bootstrap_interval,
@@ -148,6 +149,7 @@ def evaluate(config: EvalConfig) -> tuple[dict[str, Any], int]:
         raise UserError(f"{config.fusion} was trained with other converters than {config.converters}")
     out = config.out or config.fusion.parent
     try_writing(out)
+    clear_left_over(out)
     store, cards, code = get_store(config, config.features, out / "cache")
     check_fit(bank, about, store, config.converters)
     if store.classes != fusion_about["classes"]:

@@ -1,7 +1,5 @@
 """`polyspace labels-curve`: fusion and its student-only control on 1, 5, 10 … % of the labels, over several seeds."""
 
-import json
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,11 +16,13 @@ from polyspace.report.labels_report import write_labels_files
 from polyspace.train.alignment.fusion_phase import LABELS
 from polyspace.train.alignment.stores import check_fit, get_store
 from polyspace.train.train_fusion import HeadConfig, fit_controls, fit_heads, held_out_rows
-from polyspace.utils.checkpoint_io import sha256_file, sha256_json, try_writing, write_json
+from polyspace.utils.checkpoint_io import read_json, sha256_file, sha256_json, write_sealed
 from polyspace.utils.errors import UserError
+from polyspace.utils.folders import sole_writer
 from polyspace.utils.log import Progress, say
 from polyspace.utils.metrics import bootstrap_interval, seed_interval, top_k_hits
 from polyspace.utils.run_info import run_info
+from polyspace.utils.trackers import drop_run
 
 DEPENDS = ("hidden", "batch", "epochs", "lr", "weight_decay", "holdout", "controls")
 
@@ -59,7 +59,7 @@ class Points:
         phase, clips, folder = fit_heads(c, self.bank, self.train, self.held, c.out, seed, **how)
         with torch.inference_mode():
             logits = phase.best_set.eval()(self.scored.features(self.scored.student))
-        shutil.rmtree(folder)
+        drop_run(folder)
         hits = {name: top_k_hits(z, labels, 1) for name, z in logits.items()}
         scores = {LABELS[name]: hit.mean().item() for name, hit in hits.items()}
         gains = (hits["fusion"] - hits["student"]).int().tolist()
@@ -97,7 +97,11 @@ def run(config: CurveConfig) -> tuple[dict[str, Any], int]:
     if not all(0 < f <= 1 for f in config.fractions):
         raise UserError(f"--fractions {' '.join(map(str, config.fractions))}: shares lie in (0, 1]")
     bank, about = load_converters(config.converters)
-    try_writing(config.out)
+    with sole_writer(config.out):
+        return _run(config, bank, about)
+
+
+def _run(config: CurveConfig, bank: ConverterBank, about: dict[str, Any]) -> tuple[dict[str, Any], int]:
     train_config = config.model_copy(update={"split": "train"})
     train, _, code = get_store(train_config, config.features, config.out / "cache")
     scored, _, scored_code = get_store(config, config.features, config.out / "cache")
@@ -115,8 +119,8 @@ def run(config: CurveConfig) -> tuple[dict[str, Any], int]:
             file = config.out / "points" / f"{sha256_json([depends, fraction, seed])[:16]}.json"
             if not file.is_file():
                 file.parent.mkdir(exist_ok=True)
-                write_json(file, maker.make(fraction, seed))
-            points.append(json.loads(file.read_text()))
+                write_sealed(file, maker.make(fraction, seed))
+            points.append(read_json(file, "point of the curve"))
             bar.step()
     result = {
         "format": "polyspace.labels_curve",

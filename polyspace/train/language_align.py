@@ -31,7 +31,7 @@ from polyspace.train.downstream.common import (
 from polyspace.train.downstream.tokens import TokenReader, batches, encode_source
 from polyspace.train.machine import Machine
 from polyspace.train.phase import Phase, StepOutput
-from polyspace.utils.checkpoint_io import load_strict, load_tensors, read_json, save_tensors, sha256_file, write_json
+from polyspace.utils.checkpoint_io import load_strict, load_tensors, read_json, save_tensors, sha256_file, write_sealed
 from polyspace.utils.distrib import once
 from polyspace.utils.errors import UserError
 from polyspace.utils.log import say
@@ -228,7 +228,7 @@ def save_language(folder: Path, phase: LanguagePhase, config: LanguageConfig, st
     file = folder / "language.safetensors"
     save_tensors(file, state)
     about = {"version": 1, "text_encoder": config.text_encoder, "dim": config.dim, "video_dim": start.encoder.dim}
-    write_json(folder / "language.json", about | link(folder, start) | {"sha256": sha256_file(file)})
+    write_sealed(folder / "language.json", about | link(folder, start) | {"sha256": sha256_file(file)})
     return [file, *save_learned(folder, start, phase.reader.encoder, config.unfreeze)]
 
 

@@ -21,7 +21,7 @@ from polyspace.train.vjepa.jepa import JepaPhase, JepaSettings, Weights
 from polyspace.train.vjepa.looks import COUNTED, SHOWN, looks_at, mistakes, tokens_and_motion
 from polyspace.train.vjepa.masking import MaskPlan
 from polyspace.train.vjepa.pretrain_config import PretrainConfig
-from polyspace.utils.checkpoint_io import sha256_file, write_json
+from polyspace.utils.checkpoint_io import sha256_file, write_sealed
 from polyspace.utils.distrib import once
 from polyspace.utils.errors import UserError
 from polyspace.utils.flops import num_params
@@ -146,6 +146,6 @@ def look(
     files = {"looks": str(save_looks(folder / "looks.safetensors", looks))}
     if isinstance(encoder, HNetViT):
         counted = folder / "tokens.json"
-        write_json(counted, tokens_and_motion(encoder, clips, scale))
+        write_sealed(counted, tokens_and_motion(encoder, clips, scale))
         files["tokens"] = str(counted)
     return looks, files

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -16,13 +17,14 @@ from polyspace.train.action_posttrain import ActionConfig
 from polyspace.train.downstream.common import encoder_folder
 from polyspace.train.encoders import EncoderConfig
 from polyspace.train.language_align import LanguageConfig
-from polyspace.train.machine import describe, make_machine
+from polyspace.train.machine import Machine, describe, make_machine
 from polyspace.train.probe_train import ProbeConfig
 from polyspace.train.settings import Track
 from polyspace.train.vjepa.pretrain_config import DataConfig, PretrainConfig
-from polyspace.utils.checkpoint_io import read_json, sha256_file, sha256_json, try_writing, write_json
+from polyspace.utils.checkpoint_io import read_json, sha256_file, sha256_json, write_sealed
 from polyspace.utils.distrib import initialize, is_distributed, is_main, lost_ranks, once, shutdown, world_size
 from polyspace.utils.errors import UserError, did_you_mean
+from polyspace.utils.folders import sole_writer
 from polyspace.utils.log import say, warn
 from polyspace.utils.misc import set_seed
 from polyspace.utils.run_info import run_info
@@ -112,6 +114,12 @@ def run(config: RunConfig) -> dict[str, Any]:
     machine = replace(machine, track=config.track)
     config = dividing(config, names, machine.world.data_size)
     check(config, names)
+    with ExitStack() as held:
+        once(lambda: held.enter_context(sole_writer(config.work_dir)))
+        return _run_phases(config, names, machine)
+
+
+def _run_phases(config: RunConfig, names: list[str], machine: Machine) -> dict[str, Any]:
     manifest = once(lambda: _begin(config))
     if is_distributed():
         say(describe(machine))
@@ -134,17 +142,16 @@ def run(config: RunConfig) -> dict[str, Any]:
 
 def _begin(config: RunConfig) -> dict[str, Any]:
     """The run's folder, with run.json; its manifest as it is so far."""
-    try_writing(config.work_dir)
     about = config.work_dir / "run.json"
     if not about.is_file():  # a killed first run leaves it too
-        write_json(about, run_info("train", config))
+        write_sealed(about, run_info("train", config))
     path = config.work_dir / "pipeline_manifest.json"
     return read_json(path, "pipeline manifest") if path.is_file() else {"version": 1, "phases": {}}
 
 
 def _record(config: RunConfig, manifest: dict[str, Any]) -> None:
-    write_json(config.work_dir / "pipeline_manifest.json", manifest)
-    write_json(config.work_dir / "run.json", run_info("train", config))
+    write_sealed(config.work_dir / "pipeline_manifest.json", manifest)
+    write_sealed(config.work_dir / "run.json", run_info("train", config))
 
 
 def _finished(done: dict[str, Any] | None, identity: str) -> bool:

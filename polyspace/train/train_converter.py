@@ -21,7 +21,8 @@ from polyspace.train.alignment.gathering import Gathered
 from polyspace.train.engine import PlainEngine
 from polyspace.train.loop import FitSettings, fit
 from polyspace.train.optim import build_adamw
-from polyspace.utils.checkpoint_io import sha256_json, try_writing, write_json
+from polyspace.utils.checkpoint_io import sha256_json, write_sealed
+from polyspace.utils.folders import sole_writer
 from polyspace.utils.log import say, table
 from polyspace.utils.metrics import knn_overlap, mean_cosine, r2_score
 from polyspace.utils.misc import get_device, set_seed
@@ -171,15 +172,20 @@ def main(argv: Sequence[str]) -> int:
     get_device(config.device)
     source = PairSource(config)
     warn_widths(config, source)
-    try_writing(config.save_dir)
+    with sole_writer(config.save_dir):
+        _train(config, source)
+    return 0
+
+
+def _train(config: ConverterConfig, source: PairSource) -> None:
     if config.kind != "residual_mlp":
         say(f"{config.kind} has a closed form: --epochs, --batch and --lr change nothing but the file's name")
     gathered = source.gather()
     bank, report, epochs = fit_bank(config, gathered, source.fingerprint)
     path = config.save_dir / f"converters_ep{config.epochs}.pt"
     save_converters(path, bank, _about(config, source, report, epochs))
-    write_json(config.save_dir / "converters_report.json", {"kind": config.kind, "teachers": report})
-    write_json(config.save_dir / "run.json", run_info("train-converter", config))
+    write_sealed(config.save_dir / "converters_report.json", {"kind": config.kind, "teachers": report})
+    write_sealed(config.save_dir / "run.json", run_info("train-converter", config))
     source.forget()
     first, unit = next(iter(report.values())), "tokens" if config.tokens else "clips"
     say(f"held-out scores ({first['held_out']} {unit}; fitted on {first['fitted_on']}):")
@@ -191,7 +197,6 @@ def main(argv: Sequence[str]) -> int:
     if source.stand_ins:
         say(f"(identity stand-ins: {', '.join(source.stand_ins)}; these numbers say nothing about those models)")
     say(f"-> {path}")
-    return 0
 
 
 if __name__ == "__main__":

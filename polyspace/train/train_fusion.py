@@ -24,11 +24,11 @@ from polyspace.utils.checkpoint_io import (
     save_torch,
     sha256_file,
     sha256_json,
-    try_writing,
-    write_json,
+    write_sealed,
 )
 from polyspace.utils.errors import UserError
 from polyspace.utils.flops import num_params
+from polyspace.utils.folders import sole_writer
 from polyspace.utils.holdout import hold_out, keep_fraction
 from polyspace.utils.log import say, warn
 from polyspace.utils.misc import get_device, set_seed
@@ -91,7 +91,11 @@ def _check_classes(config: FusionConfig, store: FeatureStore) -> None:
 def train(config: FusionConfig) -> int:
     """Train both heads and write them; returns the exit code (1 if too many clips could not be read)."""
     bank, about = load_converters(config.converters)
-    try_writing(config.save_dir)
+    with sole_writer(config.save_dir):
+        return _train(config, bank, about)
+
+
+def _train(config: FusionConfig, bank: ConverterBank, about: dict[str, Any]) -> int:
     store, _, code = get_store(config, config.features, config.save_dir / "cache")
     check_fit(bank, about, store, config.converters)
     _check_classes(config, store)
@@ -204,7 +208,7 @@ def _save(config: FusionConfig, phase: FusionPhase, store: FeatureStore, clips: 
     states = {"heads": {name: head.state_dict() for name, head in phase.best_set.heads.items()}}
     save_torch(path, about | states | {"control_banks": phase.set.control_maps()})
     told = {k: v for k, v in about.items() if k != "train_ids"}
-    write_json(config.save_dir / "run.json", run_info("train-fusion", config) | {"result": told})
+    write_sealed(config.save_dir / "run.json", run_info("train-fusion", config) | {"result": told})
     for name in phase.set.heads:
         say(
             f"{LABELS[name]}: {params[name]} parameters, best epoch {epochs[name]} of {config.epochs}, "

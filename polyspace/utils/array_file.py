@@ -43,7 +43,7 @@ class ArrayReader:
             raise UserError(f"{path} does not exist")
         try:
             found = np.load(self.path, mmap_mode="r", allow_pickle=False)
-        except (ValueError, EOFError, OSError) as error:
+        except Exception as error:  # NumPy reads the head as Python: damage there raises whatever a parser does
             raise UserError(f"{path} is not a whole .npy file of vectors") from error
         if not isinstance(found, np.memmap) or found.ndim != 2 or found.dtype not in (FLOAT32, FLOAT16):
             held = f"{found.dtype} {found.shape}" if isinstance(found, np.ndarray) else type(found).__name__

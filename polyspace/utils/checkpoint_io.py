@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 import tempfile
+import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -16,6 +17,10 @@ import torch
 from torch import Tensor, nn
 
 from polyspace.utils.errors import UserError
+from polyspace.utils.lock import hold_file
+
+LEFT_OVER = ".polyspace.tmp"  # the end of a temporary file's name
+SEAL = "seal"  # the key of a JSON file's sum of itself
 
 
 @contextlib.contextmanager
@@ -38,9 +43,10 @@ def atomic_file(path: Path, sync_folder: bool = True) -> Iterator[BinaryIO]:
 @contextlib.contextmanager
 def _temporary(path: Path) -> Iterator[BinaryIO]:
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temp = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+    handle, temp = tempfile.mkstemp(prefix=f".{path.name}.", suffix=LEFT_OVER, dir=path.parent)
     try:
         with os.fdopen(handle, "wb") as file:
+            hold_file(file)  # tells others that it isn't left over
             yield file
             file.flush()
             os.fsync(file.fileno())
@@ -79,14 +85,25 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
 
 
+def write_sealed(path: Path, value: dict[str, Any]) -> None:
+    """`write_json` with a sum of the content beside it, which `read_json` compares: a flipped bit is noticed."""
+    plain = json.loads(json.dumps(value))  # as it will be read
+    write_json(path, value | {SEAL: sha256_json(plain)})
+
+
 def read_json(path: Path, what: str = "file") -> Any:
-    """Parsed JSON, or a UserError that names the file and the place of the fault."""
+    """Parsed JSON without its seal, or a UserError that names the file and the place of the fault."""
     try:
-        return json.loads(Path(path).read_text())
+        value = json.loads(Path(path).read_text())
     except FileNotFoundError as error:
         raise UserError(f"{what} {path} does not exist") from error
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"{what} {path} is not valid JSON ({error})") from error
+    except (RecursionError, OSError) as error:
+        raise UserError(f"{what} {path} cannot be read ({error})") from error
+    if isinstance(value, dict) and SEAL in value and value.pop(SEAL) != sha256_json(value):
+        raise UserError(f"{what} {path} is damaged: its content is not what was written (its sum differs)")
+    return value
 
 
 def save_torch(path: Path, state: Mapping[str, Any]) -> None:
@@ -106,6 +123,7 @@ def load_torch(path: Path, what: str = "checkpoint") -> dict[str, Any]:
     if not path.is_file():
         raise UserError(f"{what} {path} does not exist")
     try:
+        _check_sums(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         raise UserError(
@@ -114,6 +132,15 @@ def load_torch(path: Path, what: str = "checkpoint") -> dict[str, Any]:
     if not isinstance(state, dict):
         raise UserError(f"{what} {path} holds {type(state).__name__}, not a dict")
     return state
+
+
+def _check_sums(path: Path) -> None:
+    """Compare the parts of a torch file, a zip archive, with the sums that it holds: torch itself doesn't."""
+    if not zipfile.is_zipfile(path):
+        return
+    with zipfile.ZipFile(path) as archive:
+        if (bad := archive.testzip()) is not None:
+            raise zipfile.BadZipFile(bad)
 
 
 def load_versioned(path: Path, kind: str, version: int, what: str, also: tuple[int, ...] = ()) -> dict[str, Any]:

@@ -4,6 +4,7 @@ import contextlib
 import logging
 import os
 import sys
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -68,6 +69,13 @@ class _Lines:
         sys.stderr.flush()
 
 
+def _steady(bar: Any) -> None:
+    """Rate, time left and when the next line is due don't follow the clock on the wall, which may be set."""
+    if not bar.disable:
+        bar._time = time.monotonic
+        bar.start_t = bar.last_print_t = time.monotonic()
+
+
 class Progress:
     """A tqdm bar on a terminal; elsewhere a line at the start, every ten seconds and at the end, with rate and time
     left. Nothing on other ranks, and nothing of what is over within `delay` seconds. `total`: None if not known.
@@ -93,6 +101,7 @@ class Progress:
             dynamic_ncols=terminal,
             file=sys.stderr if terminal else _Lines(),
         )
+        _steady(self._bar)
         if terminal and not delay:
             _bars.append(self._bar)
 

@@ -52,9 +52,7 @@ class TensorBoard:
         from torch.utils.tensorboard import SummaryWriter
 
         place = run.folder / EVENTS
-        seconds = {path.name.split(".")[3] for path in place.glob("events.out.tfevents.*")}
-        while f"{int(time.time()):010d}" in seconds:  # files are read by name, and names differ by the second
-            time.sleep(0.05)
+        seconds = _make_older(place)
         self._writer = SummaryWriter(str(place), purge_step=run.start + 1, flush_secs=30)
         for line in () if seconds else run.history:
             self.add(line["step"], scalars(line))
@@ -68,6 +66,20 @@ class TensorBoard:
 
     def close(self, sound: bool) -> None:
         self._writer.close()
+
+
+def _make_older(place: Path) -> bool:
+    """Events are read in the order of their files' names, which begin with the second they were made in: those that are
+    there get seconds before now, in the order they have, where the clock has gone back. Whether there are any."""
+    there = sorted(place.glob("events.out.tfevents.*"))
+    newest = int(there[-1].name.split(".")[3]) if there else 0
+    while (now := int(time.time())) == newest:
+        time.sleep(0.05)
+    if newest > now:
+        for path, second in zip(there, range(now - len(there), now), strict=True):
+            _, _, _, _, rest = path.name.split(".", 4)
+            path.replace(place / f"events.out.tfevents.{second:010d}.{rest}")
+    return bool(there)
 
 
 class WandB:
@@ -154,7 +166,7 @@ class RunLog:
         self.path = folder / METRICS
         self.lines: list[str] = []
         if start and self.path.is_file():
-            self.lines = [x for x in self.path.read_text().splitlines() if x and json.loads(x)["step"] <= start]
+            self.lines = [json.dumps(line) for line in read_lines(self.path) if line["step"] <= start]
         self._trackers: dict[str, Tracker] = {}
         if is_main():
             run = TrackedRun(folder, start, [json.loads(x) for x in self.lines], identity, config or {})
@@ -197,10 +209,28 @@ class RunLog:
                     failed.close(False)
 
 
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The lines of a metrics.jsonl; UserError for one that is none of ours."""
+    try:
+        lines = [json.loads(line) for line in path.read_text().splitlines() if line]
+        if all(isinstance(line["step"], int) for line in lines):
+            return lines
+    except (ValueError, KeyError, TypeError):
+        pass
+    raise UserError(f"{path} is damaged: a line of it is not what was logged; remove the file to go on without it")
+
+
 def keep_log(folder: Path, place: Path) -> None:
     """What is left of a finished run: its metrics.jsonl and its events, in `place`; `folder` goes."""
     write_text(place / METRICS, (folder / METRICS).read_text())
     shutil.rmtree(place / EVENTS, ignore_errors=True)  # of an earlier run, as the metrics were
     if (folder / EVENTS).is_dir():
         (folder / EVENTS).replace(place / EVENTS)
+    drop_run(folder)
+
+
+def drop_run(folder: Path) -> None:
+    """A finished run's folder goes, `latest` first: killed in between, a run begins again instead of looking for what
+    it names."""
+    (folder / "latest").unlink(missing_ok=True)
     shutil.rmtree(folder)

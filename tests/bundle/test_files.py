@@ -15,7 +15,7 @@ from polyspace.bundle.gather import gather
 from polyspace.bundle.gather import main as bundle_main
 from polyspace.config import run_command
 from polyspace.models.spaces.converters import load_converters
-from polyspace.utils.checkpoint_io import sha256_json, write_json
+from polyspace.utils.checkpoint_io import read_json, sha256_json, write_json
 from polyspace.utils.errors import UserError
 
 
@@ -103,7 +103,7 @@ def test_parts_that_do_not_fit_are_sentences(made, tmp_path):
     with pytest.raises(UserError, match="is not a folder"):
         polyspace.load(made / "nowhere")
     other = shutil.copytree(made / "outputs" / "pretrain", tmp_path / "other")
-    about = json.loads((other / "encoder.json").read_text())
+    about = read_json(other / "encoder.json")
     (other / "encoder.json").write_text(json.dumps(about | {"sha256": "0" * 64}))
     with pytest.raises(UserError, match="belongs to other weights"):
         gather(converters=bank, student=str(other))
@@ -150,7 +150,7 @@ def test_a_student_that_stays_where_it_is_is_found_from_anywhere(made, tmp_path,
 def test_phases_that_read_another_encoder_are_left_out_aloud(made, tmp_path, capsys):
     run = shutil.copytree(made / "outputs", tmp_path / "run")
     for name, change in (("language", {"encoder_sha256": "0"}), ("probe", {"pooling": "saliency"})):
-        about = json.loads((run / name / f"{name}.json").read_text())
+        about = read_json(run / name / f"{name}.json")
         (run / name / f"{name}.json").write_text(json.dumps(about | change))
     assert gather(run=run).folders == {}
     said = capsys.readouterr().err
@@ -160,7 +160,7 @@ def test_phases_that_read_another_encoder_are_left_out_aloud(made, tmp_path, cap
 
 
 def test_an_evaluation_of_something_else_is_refused(made, tmp_path, capsys):
-    found = json.loads((made / "fusion" / "eval_hmdb51_validation.json").read_text())
+    found = read_json(made / "fusion" / "eval_hmdb51_validation.json")
     (tmp_path / "other.json").write_text(json.dumps(found | {"classes": ["x"]}))
     (tmp_path / "none.json").write_text("{}")
     line = ["--converters", str(made / "converters" / "converters_ep2.pt"), "--out", str(tmp_path / "b")]

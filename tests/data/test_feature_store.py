@@ -18,6 +18,7 @@ from polyspace.data.feature_store import FeatureStore
 from polyspace.data.sampling import Sampling
 from polyspace.data.synthetic import SyntheticConfig, generate
 from polyspace.data.video import VideoReader, read_frames
+from polyspace.utils.checkpoint_io import read_json
 from polyspace.utils.errors import UserError
 from polyspace.utils.plan import Plan
 
@@ -135,7 +136,7 @@ def test_flipped_bits_cut_files_and_other_versions_are_refused(store, clips, tmp
     shard.unlink()
     with pytest.raises(UserError, match=r"safetensors is missing"):
         FeatureStore(manifest).features("vjepa2")
-    content = json.loads(manifest.read_text())
+    content = read_json(manifest)
     assert "missing" in run_ok(line(clips, tmp_path / "o"), tmp_path).stderr  # said, and made again
     assert FeatureStore(manifest).features("vjepa2").shape == (18, 1024)
     manifest.write_text(json.dumps(content | {"format_version": 99}))

@@ -12,6 +12,7 @@ from polyspace.data import index as index_module
 from polyspace.data.index import load_index
 from polyspace.train.export_index import ExportConfig, export_index
 from polyspace.utils.array_file import ArrayReader, ArrayWriter
+from polyspace.utils.checkpoint_io import read_json
 from polyspace.utils.errors import UserError
 
 N = 57
@@ -108,7 +109,7 @@ def test_without_faiss_the_error_names_the_extra(tmp_path, monkeypatch):
 def test_what_is_not_a_whole_index_is_refused(tmp_path):
     made = exported(tmp_path)
     about = made.folder / "index.json"
-    content = json.loads(about.read_text())
+    content = read_json(about)
     made.verify()
 
     def refused(words):

@@ -20,6 +20,7 @@ from polyspace.report.library import FRAMES, SIDE, Clip, Library, SpaceView, thu
 from polyspace.report.library_sections import found_section, library_sections
 from polyspace.report.phase_sections import read_lines
 from polyspace.report.run_files import find_files
+from polyspace.utils.checkpoint_io import read_json
 from polyspace.utils.chunk_map import tubelets
 from polyspace.utils.errors import UserError
 from polyspace.utils.looks_file import Looks, load_looks, save_looks
@@ -73,7 +74,7 @@ def test_behind_a_figure_stand_its_numbers_and_its_command(page, made):
     }
     result = json.loads((made / "fusion" / "eval_hmdb51_validation.json").read_text())
     assert found["confusion.json"] == {"classes": result["classes"], "counts": result["confusion"]}
-    assert found["plans.json"] == json.loads((made / "outputs" / "action" / "plans.json").read_text())
+    assert found["plans.json"] == read_json(made / "outputs" / "action" / "plans.json")
     assert found["tokens.json"]["cells"] == 27 and len(found["tokens.json"]["tokens"]) > 8
     assert len(found["maps.json"]["clips"]) == 28 and found["chunks.json"]["chunks"][0]["tokens"] > 0
     assert "polyspace report made" in page
@@ -102,7 +103,7 @@ def test_what_is_broken_is_named_and_the_rest_is_shown(made, tmp_path):
 def test_a_store_whose_videos_are_gone_is_mapped_without_pictures(made, tmp_path):
     shutil.copytree(made / "features", tmp_path / "features")
     about = next((tmp_path / "features").glob("features_hmdb51_train.run.json"))
-    run = json.loads(about.read_text())
+    run = read_json(about)
     run["config"]["root"] = str(tmp_path / "gone")
     about.write_text(json.dumps(run))
     text = report(ReportConfig(run_dir=tmp_path, device="cpu"), "").read_text()
@@ -119,7 +120,7 @@ def test_a_folder_without_anything_is_a_sentence(tmp_path):
 def test_stand_ins_are_announced_on_the_page_and_in_the_figures(tmp_path, made):
     shutil.copytree(made / "fusion", tmp_path / "fusion")
     file = tmp_path / "fusion" / "eval_hmdb51_validation.json"
-    result = json.loads(file.read_text())
+    result = read_json(file)
     result["stand_ins"] = ["vivit"]
     file.write_text(json.dumps(result))
     text = report(ReportConfig(run_dir=tmp_path, device="cpu"), "").read_text()
@@ -270,7 +271,7 @@ def test_converters_of_another_student_translate_nothing(made, tmp_path):
     for name in ("bundle", "features", "fusion"):
         shutil.copytree(made / name, tmp_path / name)
     manifest = next(tmp_path.glob("features/features_hmdb51_train.json"))
-    known = json.loads(manifest.read_text())
+    known = read_json(manifest)
     known["spaces"]["hnet_vjepa"]["digest"] = "0" * 64
     manifest.write_text(json.dumps(known))
     text = report(ReportConfig(run_dir=tmp_path, videos=False, device="cpu"), "").read_text()

@@ -26,7 +26,7 @@ from polyspace.train import convert_index as command
 from polyspace.train.alignment.conversion import spans
 from polyspace.train.convert_index import convert_index
 from polyspace.train.export_index import main as export_main
-from polyspace.utils.checkpoint_io import load_torch, save_torch, sha256_file
+from polyspace.utils.checkpoint_io import load_torch, read_json, save_torch, sha256_file
 from polyspace.utils.errors import UserError
 
 N = 500
@@ -141,7 +141,7 @@ def test_a_damaged_index_is_noticed_while_it_is_moved(place, capsys):
 
 def test_converters_that_do_not_fit_the_index_are_a_sentence(place, capsys):
     line = f"--index {place}/s --converters {place}/c.pt --space t --out {place}/t"
-    about = json.loads((place / "s" / "index.json").read_text())
+    about = read_json(place / "s" / "index.json")
     other = about | {"backbone": about["backbone"] | {"digest": "another"}}
     (place / "s" / "index.json").write_text(json.dumps(other))
     assert "fitted on other weights of s" in sentence(command.main, line, capsys)

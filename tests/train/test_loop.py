@@ -131,14 +131,40 @@ def test_items_that_cannot_be_had_leave_out_their_micro_batch_or_the_whole_updat
     assert "none of its 4 items can be had" in capsys.readouterr().err
 
 
-def test_a_damaged_checkpoint_is_refused(tmp_path):
-    train(Toy(), tmp_path)
-    file = tmp_path / "step_000012" / "model.safetensors"
-    content = bytearray(file.read_bytes())
-    content[-1] ^= 1
-    file.write_bytes(bytes(content))
-    with pytest.raises(UserError, match=r"model\.safetensors is damaged"):
+def test_a_damaged_checkpoint_is_said_and_the_one_before_it_taken(tmp_path, capsys):
+    whole, again = Toy(), Toy()
+    train(whole, tmp_path)
+    names = ("model.safetensors", "trainer.pt", "checksums.json")
+    for name in names:
+        flip_last(tmp_path / "step_000012" / name)
+        assert load_checkpoint(tmp_path, engine_of(Toy()))["step"] == 9
+        said = capsys.readouterr().err
+        assert f"step_000012/{name} is" in said and "going on from step_000009 instead" in said
+        flip_last(tmp_path / "step_000012" / name)
+    flip_last(tmp_path / "step_000012" / names[0])
+    train(again, tmp_path)
+    assert all(torch.equal(v, again.state_dict()[k]) for k, v in whole.state_dict().items())
+    for step in (9, 12):
+        flip_last(tmp_path / f"step_{step:06d}" / "trainer.pt")
+    with pytest.raises(UserError, match=r"trainer\.pt is damaged.*no other one is whole; remove .* to begin again"):
         load_checkpoint(tmp_path, engine_of(Toy()))
+
+
+@pytest.mark.parametrize("content", [b"", b"step_0000", b"step_000015", b"\xff\x00", b".."])
+def test_a_damaged_latest_is_said_and_the_newest_checkpoint_taken(tmp_path, capsys, content):
+    train(Toy(), tmp_path)
+    (tmp_path / "latest").write_bytes(content)
+    assert load_checkpoint(tmp_path, engine_of(Toy()))["step"] == 12
+    assert (
+        "latest is damaged: it names no checkpoint that is there; going on from step_000012" in capsys.readouterr().err
+    )
+
+
+def flip_last(file):
+    """One bit near the end, that of a digit in JSON."""
+    content = bytearray(file.read_bytes())
+    content[-9] ^= 1
+    file.write_bytes(bytes(content))
 
 
 def test_strict_loading_lists_what_does_not_fit(tmp_path):

@@ -18,7 +18,7 @@ from polyspace.data.batch import VideoBatch
 from polyspace.train.action_posttrain import load_world
 from polyspace.train.language_align import load_language
 from polyspace.train.run import main
-from polyspace.utils.checkpoint_io import load_tensors, save_tensors
+from polyspace.utils.checkpoint_io import load_tensors, read_json, save_tensors
 from polyspace.utils.errors import UserError
 
 REPOSITORY = Path(__file__).parents[2]
@@ -96,7 +96,7 @@ def test_a_world_model_does_not_take_another_encoder(finished, tmp_path):
 
     shutil.copytree(finished, tmp_path / "moved")
     load_world(tmp_path / "moved" / "action")  # a run can be moved as a whole
-    about = json.loads((tmp_path / "moved" / "pretrain" / "encoder.json").read_text())
+    about = read_json(tmp_path / "moved" / "pretrain" / "encoder.json")
     (tmp_path / "moved" / "pretrain" / "encoder.json").write_text(json.dumps(about | {"sha256": "0" * 64}))
     with pytest.raises(UserError, match="another encoder"):
         load_world(tmp_path / "moved" / "action")

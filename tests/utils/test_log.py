@@ -4,6 +4,7 @@ import io
 import itertools
 import re
 import sys
+import types
 
 import pytest
 
@@ -28,6 +29,7 @@ class Terminal(io.StringIO):
 def clock(monkeypatch) -> Clock:
     clock = Clock()
     monkeypatch.setattr("tqdm.std.time", clock)
+    monkeypatch.setattr("polyspace.utils.log.time", types.SimpleNamespace(monotonic=clock))
     return clock
 
 

@@ -7,7 +7,7 @@ from typing import Any
 from torch import nn
 
 from polyspace.models.vjepa.vit import HNetViT, TubeletViT
-from polyspace.utils.checkpoint_io import load_strict, load_tensors, read_json, save_tensors, sha256_file, write_json
+from polyspace.utils.checkpoint_io import load_strict, load_tensors, read_json, save_tensors, sha256_file, write_sealed
 from polyspace.utils.errors import UserError, did_you_mean
 
 VERSION = 2  # 2: single numbers have a dim
@@ -38,7 +38,7 @@ def save_encoder(
     """`values` as for `make_encoder`; `data`: what it learned from; `input`: frames, size, mean, std."""
     save_tensors(folder / "encoder.safetensors", encoder.state_dict())
     about = {"version": VERSION, "encoder": values, "data": data, "input": input}
-    write_json(folder / "encoder.json", about | {"sha256": sha256_file(folder / "encoder.safetensors")})
+    write_sealed(folder / "encoder.json", about | {"sha256": sha256_file(folder / "encoder.safetensors")})
 
 
 def find_encoder(base: Path) -> Path | None:

@@ -18,7 +18,7 @@ from polyspace.train.machine import Machine
 from polyspace.train.phase import Phase
 from polyspace.train.settings import TrainingConfig, fit_settings
 from polyspace.utils import distrib
-from polyspace.utils.checkpoint_io import read_json, sha256_file, write_json
+from polyspace.utils.checkpoint_io import read_json, sha256_file, write_sealed
 from polyspace.utils.errors import UserError
 from polyspace.utils.log import say
 
@@ -93,7 +93,7 @@ def fit_phase(
     if distrib.agreed(not (before.is_file() and (folder / "latest").is_file())):
         scores = engine.evaluate(0)
         if distrib.is_main():
-            write_json(before, {"step": 0, **scores})
+            write_sealed(before, {"step": 0, **scores})
         distrib.barrier()
     settings = fit_settings(c, seed, c.eval_every or c.steps)
     last = fit(

@@ -8,7 +8,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from polyspace.models.heads import AttentiveHead, WeighedHead
-from polyspace.utils.checkpoint_io import load_strict, load_tensors, read_json, save_tensors, sha256_file, write_json
+from polyspace.utils.checkpoint_io import load_strict, load_tensors, read_json, save_tensors, sha256_file, write_sealed
 from polyspace.utils.errors import UserError
 
 
@@ -16,7 +16,7 @@ def save_probe(folder: Path, head: nn.Module, mean: Tensor, std: Tensor, about: 
     """`about`: pooling, loss, classes, dim, and the encoder that it belongs to. Returns the tensors' file."""
     file = folder / "probe.safetensors"
     save_tensors(file, {"mean": mean, "std": std} | {f"head.{k}": v for k, v in head.state_dict().items()})
-    write_json(folder / "probe.json", {"version": 1} | about | {"sha256": sha256_file(file)})
+    write_sealed(folder / "probe.json", {"version": 1} | about | {"sha256": sha256_file(file)})
     return file
 
 

@@ -24,7 +24,10 @@ hypothesis.settings.register_profile(
     database=None,
     suppress_health_check=[hypothesis.HealthCheck.too_slow, hypothesis.HealthCheck.function_scoped_fixture],
 )
-hypothesis.settings.load_profile("here")
+hypothesis.settings.register_profile(
+    "many", hypothesis.settings.get_profile("here"), derandomize=False, max_examples=500
+)
+hypothesis.settings.load_profile("here")  # --hypothesis-profile many looks further
 
 REPOSITORY = Path(__file__).parents[1]
 os.environ.setdefault("HF_HUB_OFFLINE", "1")

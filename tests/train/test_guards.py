@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from library import PHASES as SMALL
 
 from polyspace.config import run_command
 from polyspace.data import featurize, synthetic
@@ -19,10 +20,12 @@ from polyspace.train.engine import PlainEngine
 from polyspace.train.loop import FitSettings, fit
 from polyspace.train.optim import build_adamw
 from polyspace.train.phase import Phase, StepOutput
+from polyspace.train.run import main as run_phases
 from polyspace.utils.checkpoint_io import load_tensors, save_tensors, sha256_file
 from polyspace.utils.errors import UserError
 
 NAN, INF = float("nan"), float("inf")
+PHASES = ("pretrain", "language", "probe", "action")
 
 
 class _Spoiled(torch.autograd.Function):
@@ -183,3 +186,41 @@ def test_a_store_with_what_is_no_number_is_refused_by_all_who_read_it(store, val
     line = f"--features {path} --teachers timesformer --epochs 1 --save_dir {tmp_path}/c"
     assert run_command(train_converter.main, line.split()) == 2
     assert wanted in capsys.readouterr().err
+
+
+def spoiled(batch: VideoBatch) -> VideoBatch:
+    """The batch, but that one number of each of its inputs is none."""
+
+    def spoil(value):
+        if isinstance(value, dict):
+            return {k: spoil(v) for k, v in value.items()}
+        if isinstance(value, torch.Tensor) and value.is_floating_point():
+            value = value.clone()
+            value[(0,) * value.ndim] = NAN
+        return value
+
+    return replace(batch, **{name: spoil(getattr(batch, name)) for name in ("video", "features", "actions")})
+
+
+@pytest.mark.slow
+def test_every_phase_skips_a_bad_batch_and_ends_in_numbers(tmp_path, monkeypatch, capsys):
+    update, calls = PlainEngine.update, dict.fromkeys(("JepaPhase", "LanguagePhase", "ProbePhase", "ActionPhase"), 0)
+
+    def second_is_bad(self, batches, lr, clips=None):
+        name = type(self.phase).__name__
+        calls[name] = calls.get(name, 0) + 1
+        return update(self, [spoiled(b) for b in batches] if calls[name] == 2 else batches, lr, clips)
+
+    monkeypatch.setattr(PlainEngine, "update", second_is_bad)
+    sets = [
+        f"{part}.{item}" for part, items in SMALL.items() for item in items.split() if not item.startswith("steps=")
+    ]
+    sets += [f"{name}.{item}" for name in PHASES for item in ("steps=3", "log_every=1")]
+    line = ["--work_dir", str(tmp_path), "--sequence", ",".join(PHASES)]
+    assert run_command(run_phases, [*line, *(x for s in sets for x in ("--set", s))]) == 0
+    told = capsys.readouterr().err
+    for name in PHASES:
+        assert f"{name}: step 1: non-finite loss or gradient, update skipped (1 in a row)" in told
+        folder = tmp_path / name
+        weights = load_tensors(folder / (folder / "latest").read_text().strip() / "model.safetensors")
+        assert all(v.isfinite().all() for v in weights.values() if v.is_floating_point()), name

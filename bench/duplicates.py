@@ -228,8 +228,8 @@ frames of a trimmed copy show it elsewhere.
 {rows(found["false_positives"])}
 
 Few pairs of one real camera were at hand: none of so few taken for a copy says little about rare cases. The threshold
-was chosen on a part of these clips. Two clips of a fixed camera are told apart by what moves in them. Where nothing does, they can't be: such a pair is
-reported with `still: true`.
+was chosen on a part of these clips. Two clips of a fixed camera are told apart by what moves in them. Where nothing
+does, they can't be: such a pair is reported with `still: true`.
 
 ## Time to compare sketches, one thread
 

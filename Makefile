@@ -62,6 +62,8 @@ bench: $(VENV)/.installed-dev
 	$(BIN)/python bench/kills.py --kills 3 --out docs/results/kills.json
 	$(BIN)/python bench/students.py --hnet outputs/saliency --tubelet outputs/tubelet --out docs/results/students.json
 	$(BIN)/python bench/planning.py --encoder outputs/saliency/seed_0 --out docs/results/planning.json
+	$(BIN)/python bench/precision.py --steps 250 --out docs/results/precision.json
+	$(BIN)/python bench/duplicates.py --root $${POLYSPACE_REAL_DATA:-../shared/data} --out docs/results/duplicates.json
 	$(BIN)/polyspace demo --out outputs/demo
 	$(BIN)/python bench/alignment.py --demo outputs/demo --out docs/results/demo.json
 

@@ -28,7 +28,10 @@ VERBS = {
     "app": ("polyspace.commands.app", "a page in the browser: chunks, neighbours, classes, search, planning"),
     "demo": ("polyspace.commands.demo", "the whole job on generated clips, with a report"),
     "make-backbones": ("polyspace.train.embedded.make", "train the demo's five small backbones from nothing"),
-    "doctor": ("polyspace.doctor", "what is installed, found and missing on this machine"),
+    "doctor": (
+        "polyspace.doctor",
+        "what is installed and missing here; with --dataset, near-duplicates between splits",
+    ),
 }
 
 

@@ -8,7 +8,10 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
+from pydantic import Field
+
 from polyspace.config import Config, parse, run_command
+from polyspace.utils.errors import UserError
 from polyspace.utils.log import say, table
 from polyspace.version import __version__
 
@@ -29,7 +32,15 @@ _DISTRIBUTIONS = {"yaml": "pyyaml", "faiss": "faiss-cpu"}
 
 
 class DoctorConfig(Config):
-    pass
+    dataset: str | None = Field(None, description="look at the clips of hmdb51, diving48, ssv2 or videofolder instead")
+    root: Path | None = Field(None, description="the data set's folder")
+    fold: int | None = Field(None, description="hmdb51: official fold 1, 2 or 3; none: 1")
+    annotations: Path | None = Field(None, description="folder of the annotation files, if not under --root")
+    list_file: Path | None = Field(None, alias="list", description="videofolder: CSV with path, label, text, split")
+    splits: list[str] = Field([], description="splits to compare; none: all that the data set has")
+    threshold: float | None = Field(None, gt=0, le=1, description="clips nearer than this are one; none: as measured")
+    workers: int = Field(2, ge=0, description="processes that decode")
+    out: Path | None = Field(None, description="JSON file with every pair and finding")
 
 
 def module_state(name: str) -> tuple[bool, str]:
@@ -102,13 +113,20 @@ def _cached(repo: str) -> bool:
 
 
 def main(argv: Sequence[str]) -> int:
-    parse(
+    config = parse(
         DoctorConfig,
         argv,
         prog="polyspace doctor",
-        about="Say what is installed, found and missing, and the command that mends it.",
-        example="polyspace doctor",
+        about="Say what is installed, found and missing, and the command that mends it; with --dataset, what is wrong "
+        "with its clips: near-duplicates between splits first of all (then the exit code is 1).",
+        example="polyspace doctor --dataset hmdb51 --root ./datasets/hmdb51 --out duplicates.json",
     )
+    if config.dataset is not None:
+        from polyspace.doctor_data import Question, check_data  # with torch, which may be what is missing
+
+        return check_data(Question(**dict(config)))
+    for name in sorted(config.model_fields_set):
+        raise UserError(f"polyspace doctor: --{name} has no meaning without --dataset")
     say(f"polyspace {__version__}, Python {platform.python_version()}, {platform.platform()}, {os.cpu_count()} cores")
     rows, sound = package_rows()
     _print("packages", rows, ["package", "state", "version or use", "mend with"])

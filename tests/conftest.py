@@ -11,8 +11,23 @@ from jaxtyping import install_import_hook
 
 _HOOK = install_import_hook("polyspace", "typecheck.check")
 
+import hypothesis  # noqa: E402
 import pytest  # noqa: E402
 import torch  # noqa: E402
+
+# the same examples in every run, few enough for a test that is run often; a busy machine is no failure
+hypothesis.settings.register_profile(
+    "here",
+    derandomize=True,
+    max_examples=25,
+    deadline=None,
+    database=None,
+    suppress_health_check=[hypothesis.HealthCheck.too_slow, hypothesis.HealthCheck.function_scoped_fixture],
+)
+hypothesis.settings.register_profile(
+    "many", hypothesis.settings.get_profile("here"), derandomize=False, max_examples=500
+)
+hypothesis.settings.load_profile("here")  # --hypothesis-profile many looks further
 
 REPOSITORY = Path(__file__).parents[1]
 os.environ.setdefault("HF_HUB_OFFLINE", "1")

@@ -113,7 +113,7 @@ class FileClips:
             if not is_main():
                 self.notes = notes.with_suffix(f".rank{rank()}.json")
         self._ahead: dict[int, Future[np.ndarray]] = {}
-        self._pool = ProcessPoolExecutor(workers, get_context("spawn"), _ready_worker) if workers else None
+        self._pool = ProcessPoolExecutor(workers, get_context("spawn"), ready_worker) if workers else None
 
     def __len__(self) -> int:
         return len(self.records)
@@ -215,7 +215,7 @@ def read_clip(path: Path, plan: Plan, sampling: Sampling, draw: int | None = Non
     return crop_at(resize(video, shape, plan.interpolation), plan.crop).contiguous().numpy()
 
 
-def _ready_worker() -> None:
+def ready_worker() -> None:
     """The main process decides when to stop; a worker ends with it, however it ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)

@@ -112,8 +112,8 @@ class FeatureStore:
     def blocks(self, space: str) -> Iterator[Float[Tensor, "rows D"]]:
         """`features` shard by shard; of a shard that holds other spaces or tokens too, only this space is read."""
         self._space(space)
-        for shard in self.manifest["shards"]:
-            yield load_tensor(self._verify(shard), space, "feature shard")
+        for number, shard in enumerate(self.manifest["shards"]):
+            yield self._finite(load_tensor(self._verify(shard), space, "feature shard"), space, number)
 
     def is_sound(self) -> bool:
         """Whether every shard is there with the manifest's sha256."""
@@ -137,8 +137,18 @@ class FeatureStore:
 
     def shards(self) -> Iterator[dict[str, Tensor]]:
         """Every shard's tensors by space name, each verified against its sha256 once."""
-        for shard in self.manifest["shards"]:
-            yield load_tensors(self._verify(shard), "feature shard")
+        for number, shard in enumerate(self.manifest["shards"]):
+            tensors = load_tensors(self._verify(shard), "feature shard")
+            yield {name: self._finite(value, name, number) for name, value in tensors.items()}
+
+    def _finite(self, value: Tensor, space: str, shard: int) -> Tensor:
+        """The features; UserError that names a clip whose aren't numbers, which nothing could be fitted to."""
+        bad = (~torch.isfinite(value).flatten(1).all(1)).nonzero().flatten().tolist()
+        if bad:
+            clips = [c["id"] for c in self.manifest["clips"] if c["shard"] == shard and c["row"] == bad[0]]
+            which = f"clip {clips[0]!r}" if clips else f"row {bad[0]} of shard {shard}"
+            raise UserError(f"{self.path}: features of {space} are not finite ({which}); featurize again")
+        return value
 
     def _space(self, name: str) -> dict[str, Any]:
         if name not in self.spaces:

@@ -30,7 +30,7 @@ from fuzz_readers import REAL, Reader
 from fuzz_saved import SAVED
 
 READERS: dict[str, Reader] = BROUGHT | SAVED
-SECONDS, GROWTH, ROOM = 20.0, 2 << 30, 6 << 30  # a case: time, growth of resident memory, of address space
+GROWTH, ROOM = 2 << 30, 6 << 30  # bytes that a case may grow by: resident, and of address space
 SUSPECT = ("os.system", "subprocess.Popen", "os.exec", "os.posix_spawn", "socket.connect")
 _watch: dict[str, Any] = {"outside": None, "found": None}
 
@@ -54,7 +54,9 @@ def prepare(base: Path, library: Path, names: list[str]) -> None:
 
 
 def targets(name: str, folder: Path) -> list[Path]:
-    return sorted(p for p in folder.rglob("*") if p.is_file() and p.name.partition(".")[2].endswith(READERS[name].endings))
+    return sorted(
+        p for p in folder.rglob("*") if p.is_file() and p.name.partition(".")[2].endswith(READERS[name].endings)
+    )
 
 
 def case(name: str, seed: int, base: Path, strict: bool = False) -> dict[str, Any]:
@@ -92,8 +94,8 @@ def case(name: str, seed: int, base: Path, strict: bool = False) -> dict[str, An
         outcome, words = "memory", f"{grown >> 20} MiB"
     shutil.rmtree(place, ignore_errors=True)
     words = words.replace(str(place), "").replace(str(base), "")
-    return {"reader": name, "seed": seed, "file": str(hit.relative_to(folder)), "outcome": outcome, "words": words[:300],
-            "seconds": round(seconds, 2), "mib": grown >> 20}  # fmt: skip
+    return {"reader": name, "seed": seed, "file": str(hit.relative_to(folder)), "outcome": outcome,
+            "words": words[:300], "seconds": round(seconds, 2), "mib": grown >> 20}  # fmt: skip
 
 
 def judge(error: BaseException) -> tuple[str, str]:
@@ -118,7 +120,7 @@ def _resident(reset: bool = False) -> int:
     if reset:
         Path("/proc/self/clear_refs").write_text("5")
     key = "VmRSS" if reset else "VmHWM"
-    return next(int(line.split()[1]) << 10 for line in open("/proc/self/status") if line.startswith(key))  # noqa: SIM115
+    return next(int(line.split()[1]) << 10 for line in open("/proc/self/status") if line.startswith(key))
 
 
 def _audit(event: str, args: tuple[Any, ...]) -> None:
@@ -172,7 +174,7 @@ class Child:
 
     def take(self) -> dict[str, Any] | None:
         """What came of the case; None while it runs."""
-        late = time.monotonic() - self.since > SECONDS
+        late = time.monotonic() - self.since > READERS[self.job[0]].seconds
         if self.pipe.poll() and not late:
             try:
                 return self.pipe.recv()
@@ -191,7 +193,9 @@ class Child:
                 "seconds": seconds, "mib": 0}  # fmt: skip
 
 
-def campaign(base: Path, names: list[str], seed: int, workers: int, seconds: float, most: int) -> Iterator[dict[str, Any]]:
+def campaign(
+    base: Path, names: list[str], seed: int, workers: int, seconds: float, most: int
+) -> Iterator[dict[str, Any]]:
     """Cases in turn over the readers: seeds from `seed` on, until the time is over or each reader has `most`."""
     jobs = ((name, seed + k) for k in range(most) for name in names if k % READERS[name].rare == 0)
     end, children = time.monotonic() + seconds, [Child(base) for _ in range(workers)]
@@ -247,7 +251,9 @@ def main() -> int:
     from polyspace.utils.run_info import run_info
 
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    names = args.replay.split(":")[:1] if args.replay else [n for n in args.readers if n != "video_real" or REAL.is_dir()]
+    names = (
+        args.replay.split(":")[:1] if args.replay else [n for n in args.readers if n != "video_real" or REAL.is_dir()]
+    )
     results: dict[str, dict[str, Any]] = {n: {"cases": 0, "outcomes": {}, "seconds": 0.0, "mib": 0} for n in names}
     findings: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:
@@ -268,8 +274,10 @@ def main() -> int:
                 say(f"{result['reader']}:{result['seed']} {outcome} {result['file']} {result['words'][:160]}")
     say(table(results))
     if args.out:
-        limits = {"seconds": SECONDS, "growth_mib": GROWTH >> 20}
-        write_json(args.out, {"limits": limits, "readers": results, "findings": findings, "run": run_info("fuzz", None)})
+        limits = {"seconds": {name: READERS[name].seconds for name in names}, "growth_mib": GROWTH >> 20}
+        write_json(
+            args.out, {"limits": limits, "readers": results, "findings": findings, "run": run_info("fuzz", None)}
+        )
         write_text(args.out.with_suffix(".md"), f"# What changed files do\n\n{table(results)}\n")
     return int(bool(findings))
 

@@ -120,10 +120,10 @@ class Raw:
 def nasty(rng: Rng, outside: str) -> Any:
     """A value that is of another type, too large, too deep, or points elsewhere."""
     return rng.choice(
-        (None, True, False, -1, 0, 1, 2, 3.5, -0.5, 1 << 31, 1 << 63, 10**30, 1e308, float("nan"), float("inf"), "", " ",
-         "1", "x", "a" * 10_000, "../outside/x", "../../outside/x", f"{outside}/x", "..\\outside", "x\0y", "\ud800",
-         "é\u202e\u0301", "~", "-1", "__proto__", "{0.__class__}", "%s%n", [], {}, [[]], [None], {"": None}, [1, "a", {}],
-         {"x": {"y": []}}, ["a"] * 3, [1e400] * 7, [-1], [1 << 40] * 3, Raw("[" * DEEP + "]" * DEEP),
+        (None, True, False, -1, 0, 1, 2, 3.5, -0.5, 1 << 31, 1 << 63, 10**30, 1e308, float("nan"), float("inf"),
+         "", " ", "1", "x", "a" * 10_000, "../outside/x", "../../outside/x", f"{outside}/x", "..\\outside", "x\0y",
+         "\ud800", "é\u202e\u0301", "~", "-1", "__proto__", "{0.__class__}", "%s%n", [], {}, [[]], [None], {"": None},
+         [1, "a", {}], {"x": {"y": []}}, ["a"] * 3, [1e400] * 7, [-1], [1 << 40] * 3, Raw("[" * DEEP + "]" * DEEP),
          Raw('{"a":' * DEEP + "1" + "}" * DEEP), Raw("1" * 5000), Raw("1e99999"), Raw("[" * 900 + "]" * 900))
     )  # fmt: skip
 
@@ -200,9 +200,11 @@ def _lines(rng: Rng, data: bytes, outside: str) -> bytes:
     return "\n".join(lines).encode("utf-8", "surrogatepass")
 
 
-YAML = ("!!python/object/apply:os.makedirs [OUT]", "!!python/name:os.system", "!!python/object/new:os.system [id]",
-        "&a [*a]", "[" * 5000, "{a: " * 3000, "2001-01-01", "0x10", "1_000", "1:30:00", "!!binary aGk=", "!!set {a, b}",
-        "&a {<<: *a}", "- -", "\t", "|", "? a", "*b", "%YAML 9.9", "!!timestamp 9999999-99-99", ".inf", "! x")  # fmt: skip
+YAML = (
+    "!!python/object/apply:os.makedirs [OUT]", "!!python/name:os.system", "!!python/object/new:os.system [id]",
+    "&a [*a]", "[" * 5000, "{a: " * 3000, "2001-01-01", "0x10", "1_000", "1:30:00", "!!binary aGk=", "!!set {a, b}",
+    "&a {<<: *a}", "- -", "\t", "|", "? a", "*b", "%YAML 9.9", "!!timestamp 9999999-99-99", ".inf", "! x",
+)  # fmt: skip
 LAUGHS = "a0: &a0 [x, x]\n" + "".join(f"a{i}: &a{i} [*a{i - 1}, *a{i - 1}, *a{i - 1}]\n" for i in range(1, 40))
 
 

@@ -38,7 +38,8 @@ class Reader:
     read: Callable[[Path, Path], Any]
     endings: tuple[str, ...]
     seal: Callable[[Path, Path], None] | None = None
-    rare: int = 1  # takes part in every so manyth round of a campaign: it is slow
+    rare: int = 1  # takes part in every so manyth round of a campaign: it draws pictures
+    seconds: float = 20.0
 
 
 # -- videos ----------------------------------------------------------------------------------------------------------
@@ -137,21 +138,26 @@ def read_image(_: Path, path: Path) -> None:
 def make_dataset(layout: str, folder: Path, _: Path) -> None:
     from polyspace.data import synthetic
 
-    size = "--height 32 --width 32 --clips 12 --classes 3 --frames 7".split()
+    size = ["--height", "32", "--width", "32", "--clips", "12", "--classes", "3", "--frames", "7"]
     if synthetic.main(["--layout", layout, "--out", str(folder), *size]):
         raise RuntimeError(f"{layout} could not be written")
     if layout == "ssv2":
-        tests = [{"id": "1"}, {"id": "2"}]
-        (folder / "test.json").write_text(json.dumps(tests))
-        (folder / "test-answers.csv").write_text("1;Moving something\n2;Holding something\n")
+        labels = next(folder.rglob("*labels.json"))
+        words = next(iter(json.loads(labels.read_text())))
+        clip = next(folder.rglob("*.webm")).stem
+        (labels.parent / "something-something-v2-test.json").write_text(json.dumps([{"id": clip}, {"id": "2"}]))
+        (labels.parent / "something-something-v2-test-answers.csv").write_text(f"{clip};{words}\n2;{words}\n")
 
 
 def make_listed(folder: Path, _: Path) -> None:
     from polyspace.data.video_writer import write_video
 
-    for name in ("a", "b", "c"):
+    for name in "abc":
         write_video(folder / name / "x.avi", np.zeros((4, 16, 16, 3), np.uint8))
-    rows = [f"{name}/x.avi,{name},a text of {name},{split}" for name, split in zip("abc", ("train", "train", "test"))]  # noqa: B905
+    rows = [
+        f"{name}/x.avi,{name},a text of {name},{split}"
+        for name, split in zip("abc", ("train", "validation", "test"), strict=True)
+    ]
     (folder / "list.csv").write_text("path,label,text,split\n" + "\n".join(rows) + "\n")
 
 
@@ -215,12 +221,16 @@ def make_rlds(folder: Path, _: Path) -> None:
     def fields(**children: Any) -> dict[str, Any]:
         return {"featuresDict": {"features": children}}
 
-    numbers = {k: {"tensor": {"shape": {"dimensions": [n]}, "encoding": "none"}} for k, n in (("pose", "6"), ("grip", "1"))}
+    numbers = {
+        k: {"tensor": {"shape": {"dimensions": [n]}, "encoding": "none"}} for k, n in (("pose", "6"), ("grip", "1"))
+    }
     image = {"image": {"shape": {"dimensions": ["4", "6", "3"]}, "encodingFormat": "png"}}
     observed = fields(cartesian_position=numbers["pose"], gripper_position=numbers["grip"], wrist=image)
     steps = {"sequence": {"feature": fields(observation=observed, language_instruction={"text": {}})}}
     (folder / "features.json").write_text(json.dumps(fields(steps=steps)))
-    (folder / "dataset_info.json").write_text(json.dumps({"name": "droid_100", "splits": [{"name": "train", "shardLengths": ["2"]}]}))
+    (folder / "dataset_info.json").write_text(
+        json.dumps({"name": "droid_100", "splits": [{"name": "train", "shardLengths": ["2"]}]})
+    )
     states, prefix = walk(5), "steps/observation/"
     features = {f"{prefix}cartesian_position": states[:, :6].ravel().tolist(),
                 f"{prefix}gripper_position": states[:, 6].tolist(),

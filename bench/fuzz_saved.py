@@ -4,14 +4,13 @@ library that tests/library.py builds with the packaged backbones."""
 import contextlib
 import json
 import shutil
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import yaml
-
 from fuzz_readers import Reader, check_inside, check_text
+
 from polyspace.utils.checkpoint_io import sha256_file, sha256_json
 
 REPOSITORY = Path(__file__).parents[1]
@@ -38,7 +37,9 @@ def seal(folder: Path, hit: Path) -> None:
         with contextlib.suppress(ValueError, TypeError, KeyError, AttributeError, OSError, RecursionError):
             about = json.loads(path.read_text())
             if path.name == "bundle.json":
-                about["files"] |= {n: sha256_file(path.parent / n) for n in about["files"] if (path.parent / n).is_file()}
+                about["files"] |= {
+                    n: sha256_file(path.parent / n) for n in about["files"] if (path.parent / n).is_file()
+                }
                 about["sha256"] = sha256_json({k: v for k, v in about.items() if k != "sha256"})
             elif path.name == "index.json":
                 about["sha256"] |= {n: sha256_file(path.parent / n) for n in about["sha256"]}
@@ -60,7 +61,7 @@ def read_store(folder: Path, hit: Path) -> None:
 
     store = FeatureStore(folder / "features" / "features_hmdb51_train.json")
     check_text(store.fingerprint, store.student, *store.ids, *store.groups, *store.classes, *store.spaces)
-    store.stand_ins, store.labels()  # noqa: B018 (a property that reads)
+    store.stand_ins, store.labels()
     for name in store.spaces:
         assert store.features(name).shape[0] == len(store)
     assert sum(len(shard) for shard in store.shards())
@@ -114,7 +115,9 @@ def make_report(folder: Path, library: Path) -> None:
     (folder / "demo.json").write_text(json.dumps({
         "title": "Demo", "intro": "What.", "backbones": {"words": "w", "header": ["a", "b"], "rows": [["1", "2"]]},
         "steps": [{"line": "polyspace eval --x", "seconds": 1.5}]}))  # fmt: skip
-    (folder / "search.json").write_text(json.dumps({"queries": [{"query": "a", "kind": "text", "results": [{"id": "x", "score": 0.5}]}]}))
+    (folder / "search.json").write_text(
+        json.dumps({"queries": [{"query": "a", "kind": "text", "results": [{"id": "x", "score": 0.5}]}]})
+    )
 
 
 def read_report(folder: Path, hit: Path) -> None:
@@ -267,7 +270,7 @@ def make_lists(folder: Path, library: Path) -> None:
 
 def read_list(folder: Path, hit: Path) -> None:
     from polyspace.bundle.library import video_paths
-    from polyspace.data.clip_source import ClipSource
+    from polyspace.data.clip_source import FileClips
     from polyspace.data.feature_store import FeatureStore
     from polyspace.data.index_writer import IndexWriter
     from polyspace.data.records import ClipRecord
@@ -278,7 +281,7 @@ def read_list(folder: Path, hit: Path) -> None:
 
     if hit.name == "unreadable.json":
         plan = Plan(4, 16, (16, 16), (0.0,) * 3, (1.0,) * 3)
-        clips = ClipSource([ClipRecord("b", folder / "b", 0, "b")] * 4, plan, Sampling.parse("segments"), notes=hit)
+        clips = FileClips([ClipRecord("b", folder / "b", 0, "b")] * 4, plan, Sampling.parse("segments"), notes=hit)
         assert all(isinstance(reason, str) for reason in clips.failed.values())
     elif hit.name == "progress.json":
         writer = IndexWriter(folder / "index", PROGRESS["made_from"], False, 5)
@@ -301,8 +304,8 @@ SAVED: dict[str, Reader] = {
     "index": Reader(taken("indexes"), read_index, ("json", "npy"), seal),
     "bundle": Reader(taken("bundle"), read_bundle, TENSORS, seal),
     "gather": Reader(taken("converters", "tokens", "fusion", "outputs"), read_gathered, ("json", "pt")),
-    "report": Reader(make_report, read_report, ("json", "jsonl", "safetensors"), rare=12),
-    "run": Reader(taken("outputs"), read_run, ("json", "jsonl", "safetensors"), seal, rare=4),
+    "report": Reader(make_report, read_report, ("json", "jsonl", "safetensors"), rare=12, seconds=90.0),
+    "run": Reader(taken("outputs"), read_run, ("json", "jsonl", "safetensors"), seal, rare=4, seconds=90.0),
     "looks": Reader(taken("outputs/pretrain/looks.safetensors"), read_looks, ("safetensors",)),
     "encoder": Reader(taken("outputs/pretrain"), read_encoder_folder, TENSORS, seal),
     "backbone": Reader(make_backbones, read_backbone, TENSORS, seal),

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
+from typing_extensions import NotRequired, TypedDict
 
 from polyspace.utils.checkpoint_io import (
     load_metadata,
@@ -31,9 +32,39 @@ from polyspace.utils.checkpoint_io import (
 from polyspace.utils.errors import UserError, did_you_mean
 from polyspace.utils.lock import take_lock
 from polyspace.utils.log import warn
+from polyspace.utils.reading import check_form, reads
 
 FORMAT, VERSION = "polyspace.features", 1
 SHARD_BYTES = 256 << 20
+
+
+class Space(TypedDict):
+    dim: int
+    backend: str
+
+
+class StoredClip(TypedDict):
+    id: str
+    label: int | None
+    group: str
+    text: NotRequired[str | None]
+
+
+class Shard(TypedDict):
+    file: str
+    sha256: str
+
+
+class Manifest(TypedDict):
+    """What every store's manifest has; further keys are for people."""
+
+    fingerprint: str
+    settings: dict[str, Any]
+    student: str
+    spaces: dict[str, Space]
+    classes: list[str]
+    clips: list[StoredClip]
+    shards: list[Shard]
 
 
 def manifest_name(dataset: str, split: str) -> str:
@@ -59,6 +90,12 @@ class FeatureStore:
         absent = {"fingerprint", "settings", "student", "spaces", "classes", "clips", "shards"} - manifest.keys()
         if absent:
             raise UserError(f"{self.path} is incomplete: it lacks {', '.join(sorted(absent))}")
+        check_form(manifest, Manifest, self.path, "feature store")
+        if manifest["student"] not in manifest["spaces"]:
+            raise UserError(f"{self.path} has no space of its student {manifest['student']!r}")
+        for shard in manifest["shards"]:
+            if Path(shard["file"]).name != shard["file"]:
+                raise UserError(f"{self.path} names a shard outside its folder: {shard['file']!r}")
         self.manifest: dict[str, Any] = manifest
         self._verified: set[str] = set()
 
@@ -100,13 +137,20 @@ class FeatureStore:
         labels = [clip["label"] for clip in self.manifest["clips"]]
         if any(label is None for label in labels):
             raise UserError(f"{self.path}: {labels.count(None)} of {len(labels)} clips have no label")
-        return torch.tensor(labels, dtype=torch.int64)
+        with reads(self.path, "feature store"):
+            return torch.tensor(labels, dtype=torch.int64)
 
     def features(self, space: str) -> Float[Tensor, "n D"]:
         """Clip features of one space, in the manifest's order."""
         if len(self) == 0:
             return torch.empty(0, self._space(space)["dim"])
-        return torch.cat(list(self.blocks(space)))
+        with reads(self.path, "feature store"):
+            found = torch.cat(list(self.blocks(space)))
+        if found.shape != (len(self), self._space(space)["dim"]) or not found.is_floating_point():
+            raise UserError(
+                f"{self.path} tells of {len(self)} clips in space {space}, its shards hold {list(found.shape)}"
+            )
+        return found
 
     def blocks(self, space: str) -> Iterator[Float[Tensor, "rows D"]]:
         """`features` shard by shard; of a shard that holds other spaces or tokens too, only this space is read."""

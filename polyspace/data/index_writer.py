@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from typing_extensions import TypedDict
+
 from polyspace.data.index import ABOUT, FAISS, FORMAT, IDS, VECTORS, VERSION, Index, load_index, write_faiss
 from polyspace.utils.array_file import disk_errors
 from polyspace.utils.checkpoint_io import read_json, sha256_file, sync_path, try_writing, write_json
@@ -15,6 +17,13 @@ from polyspace.utils.log import warn
 
 RUN = "run.json"
 FILES = {VECTORS, IDS, ABOUT, FAISS, RUN}
+
+
+class Progress(TypedDict):
+    made_from: dict[str, Any]
+    source_time: int | None
+    rows_done: int
+    sha256: str
 
 
 class IndexWriter:
@@ -66,7 +75,7 @@ class IndexWriter:
 
     def _progress(self) -> dict[str, Any]:
         path = self.partial / "progress.json"
-        found = read_json(path, "progress of an index") if path.is_file() else {}
+        found = read_json(path, "progress of an index", Progress) if path.is_file() else {}
         if found and not self.overwrite:
             self._compare(found["made_from"], f"{self.partial} holds an unfinished index")
             if found["source_time"] != self.source_time:

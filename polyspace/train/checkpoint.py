@@ -5,6 +5,7 @@ safetensors form (its own form holds a pickle). Any engine on any number of rank
 """
 
 import random
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from polyspace.utils.checkpoint_io import (
 )
 from polyspace.utils.distrib import barrier, is_main
 from polyspace.utils.errors import UserError
+from polyspace.utils.reading import FAULTS, brief, read_text, reads
 
 KEEP = 2
 SHARDED = "sharded"
@@ -85,14 +87,22 @@ def _write_parts(place: Path, model: dict[str, Tensor], optimizer: dict[str, Ten
     dcp.save(state, storage_writer=dcp.HuggingFaceStorageWriter(str(place), save_distributed=True))
 
 
+def latest_step(folder: Path) -> str:
+    """What `latest` names; UserError for anything but a folder of a step."""
+    name = read_text(folder / "latest", "checkpoint").strip()
+    if not re.fullmatch(r"step_\d+", name):
+        raise UserError(f"{folder / 'latest'} names {name!r:.80}, which is no step")
+    return name
+
+
 def load_checkpoint(folder: Path, engine: Engine) -> dict[str, Any] | None:
     """Restore model and optimizer from `latest` and return the trainer's state, or None where there is none yet."""
-    latest = folder / "latest"
-    if not latest.is_file():
+    if not (folder / "latest").is_file():
         return None
-    place = folder / latest.read_text().strip()
-    sums = read_json(place / "checksums.json", "checkpoint")
-    for name, expected in sums.items():
+    place = folder / latest_step(folder)
+    for name, expected in read_json(place / "checksums.json", "checkpoint", dict[str, str]).items():
+        if Path(name).is_absolute() or ".." in Path(name).parts:
+            raise UserError(f"checkpoint {place / 'checksums.json'} names a file outside its folder: {name!r}")
         if not (place / name).is_file() or sha256_file(place / name) != expected:
             raise UserError(f"checkpoint {place / name} is damaged: its sha256 is not the recorded one")
     trainer = load_torch(place / "trainer.pt", "checkpoint")
@@ -102,15 +112,28 @@ def load_checkpoint(folder: Path, engine: Engine) -> dict[str, Any] | None:
         model, optimizer = load_tensors(place / "model.safetensors", "checkpoint"), trainer["optimizer"]
     else:
         raise UserError(f"checkpoint {place} was written by another release; remove it and train again")
-    engine.load_state(model, optimizer, place)
+    with reads(place, "checkpoint"):
+        engine.load_state(model, optimizer, place)
     return trainer
 
 
 def _read_parts(place: Path, engine: Engine) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """(model, optimizer) as this engine holds them, from parts that any number of ranks has written."""
     import torch.distributed.checkpoint as dcp
+    from safetensors import SafetensorError
+    from torch.distributed.checkpoint.api import CheckpointException
 
-    reader = dcp.HuggingFaceStorageReader(str(place))
+    try:
+        return _loaded(dcp.HuggingFaceStorageReader(str(place)), place, engine)
+    except (SafetensorError, CheckpointException, *FAULTS) as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"checkpoint {place} is damaged ({brief(error)})") from error
+
+
+def _loaded(reader: Any, place: Path, engine: Engine) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    import torch.distributed.checkpoint as dcp
+
     names = reader.read_metadata().state_dict_metadata
     own = engine.model_state()
     wanted: dict[str, Tensor] = {f"model/{name}": torch.empty_like(value) for name, value in own.items()}

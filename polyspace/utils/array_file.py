@@ -16,6 +16,7 @@ import numpy as np
 
 from polyspace.utils.direct_file import DirectFile
 from polyspace.utils.errors import UserError
+from polyspace.utils.reading import FAULTS
 
 FLOAT32, FLOAT16 = np.dtype("<f4"), np.dtype("<f2")
 CHUNK = 8 << 20
@@ -43,7 +44,7 @@ class ArrayReader:
             raise UserError(f"{path} does not exist")
         try:
             found = np.load(self.path, mmap_mode="r", allow_pickle=False)
-        except (ValueError, EOFError, OSError) as error:
+        except (EOFError, SyntaxError, *FAULTS) as error:
             raise UserError(f"{path} is not a whole .npy file of vectors") from error
         if not isinstance(found, np.memmap) or found.ndim != 2 or found.dtype not in (FLOAT32, FLOAT16):
             held = f"{found.dtype} {found.shape}" if isinstance(found, np.ndarray) else type(found).__name__

@@ -15,10 +15,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from typing_extensions import TypedDict
+
 from polyspace.utils.checkpoint_io import write_text
 from polyspace.utils.distrib import is_main
 from polyspace.utils.errors import UserError, did_you_mean
 from polyspace.utils.log import warn
+from polyspace.utils.reading import read_json_lines
 
 METRICS, EVENTS = "metrics.jsonl", "tensorboard"
 
@@ -136,6 +139,10 @@ def scalars(line: dict[str, Any]) -> dict[str, float]:
     return {f"{group}/{name}": float(value) for name, value in numbers.items()}
 
 
+class Line(TypedDict):
+    step: int
+
+
 class RunLog:
     """metrics.jsonl of a training run in `folder`, and its trackers; other ranks write nothing.
 
@@ -154,7 +161,8 @@ class RunLog:
         self.path = folder / METRICS
         self.lines: list[str] = []
         if start and self.path.is_file():
-            self.lines = [x for x in self.path.read_text().splitlines() if x and json.loads(x)["step"] <= start]
+            lines = read_json_lines(self.path, "metrics", Line)
+            self.lines = [json.dumps(line) for line in lines if line["step"] <= start]
         self._trackers: dict[str, Tracker] = {}
         if is_main():
             run = TrackedRun(folder, start, [json.loads(x) for x in self.lines], identity, config or {})

@@ -33,5 +33,5 @@ def _record(root: Path, file: Path, item: dict[str, Any], classes: int) -> ClipR
     except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise UserError(f"{file}: an item lacks a vid_name or a whole-number label: {item!r:.80}") from error
     if not 0 <= label < classes:
-        raise UserError(f"{file}: {name} has label {label}, but the vocabulary has {classes} classes")
+        raise UserError(f"{file}: {name:.80} has label {label}, but the vocabulary has {classes} classes")
     return ClipRecord(name, inside(root, f"rgb/{name}.mp4"), label, name.rpartition("_")[0] or name)

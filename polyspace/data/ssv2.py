@@ -62,9 +62,9 @@ def _record(root: Path, file: Path, item: dict[str, Any], ids: dict[str, int], a
     clip = str(item["id"])
     template = item.get("template") or answers.get(clip)
     if not isinstance(template, str | None) or not isinstance(item.get("label"), str | None):
-        raise UserError(f"{file}: clip {clip} has a template or a label that is no text")
+        raise UserError(f"{file}: clip {clip:.80} has a template or a label that is no text")
     key = template.replace("[", "").replace("]", "") if template else None
     if key is not None and key not in ids:
-        raise UserError(f"{file}: clip {clip} has template {template!r}, which is not in the labels file")
+        raise UserError(f"{file}: clip {clip:.80} has template {template!r:.80}, which is not in the labels file")
     label = None if key is None else ids[key]
     return ClipRecord(clip, inside(root, f"{VIDEO_FOLDER}/{clip}.webm"), label, clip, item.get("label"))

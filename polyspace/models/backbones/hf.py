@@ -102,8 +102,8 @@ def describe(name: str, checkpoint: str | None, revision: str | None, frames: in
         raise UserError(
             f"--checkpoint {name}={found.name}: its model_type is {raw.get('model_type')!r:.80}, not {name}"
         )
+    config = _config(found)
     with reads(f"{found.name}/config.json", "configuration"):
-        config = transformers.AutoConfig.from_pretrained(found.folder)
         plan = read_plan(name, config, frames, found)
         grid = token_grid(name, config, plan.frames, plan.crop)
         head = bool(raw.get("architectures")) and raw["architectures"][0].endswith("ForVideoClassification")
@@ -126,6 +126,16 @@ def describe(name: str, checkpoint: str | None, revision: str | None, frames: in
         files=weight_files(found.folder),
         classifier=lambda: _load_classifier(found, config) if head and pooling in _READ_BY_HEADS[name] else None,
     )
+
+
+def _config(found: Checkpoint) -> Any:
+    """transformers' configuration; its own checks have many types of errors."""
+    import transformers
+
+    try:
+        return transformers.AutoConfig.from_pretrained(found.folder)
+    except Exception as error:
+        raise UserError(f"{found.name}/config.json is no configuration of its model ({brief(error)})") from error
 
 
 def _trained(family: Family, found: Checkpoint, head: bool) -> str:
@@ -229,8 +239,8 @@ def _check_size(name: str, found: Checkpoint) -> None:
 
     files = sorted(found.folder.glob("*.safetensors"))
     tensors, size = sum(len(tensor_names(file)) for file in files), sum(file.stat().st_size for file in files)
+    config = _config(found)
     with reads(f"{found.name}/config.json", "configuration"):
-        config = transformers.AutoConfig.from_pretrained(found.folder)
         layers = [v for k, v in config.to_dict().items() if k.endswith("_layers") and isinstance(v, int)]
         if max(layers, default=0) > max(tensors, 64):
             raise ValueError(f"{max(layers)} layers, where the weights are {tensors} tensors")

@@ -283,7 +283,7 @@ def _pt(rng: Rng, data: bytes, outside: str) -> bytes:
             content = source.read(name)
             if name == hit:
                 if what == 0:
-                    content = b"\0" * (1 << 30)  # 1 MiB in the file
+                    content = b"\0" * (1 << 27)  # 128 KiB in the file
                 elif what == 1:
                     content = bomb
                 elif what == 2:

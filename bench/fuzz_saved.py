@@ -161,9 +161,10 @@ def read_looks(folder: Path, hit: Path) -> None:
     from polyspace.utils.looks_file import load_looks
 
     looks = load_looks(hit)
-    for one in (looks.maps, looks.error):
-        if one is not None:
-            chunks_figure(looks) if one is looks.maps else mistakes_figure(looks)
+    if looks.maps:
+        chunks_figure(looks)
+    if looks.error is not None and looks.hidden is not None:
+        mistakes_figure(looks)
 
 
 def read_encoder_folder(folder: Path, hit: Path) -> None:

@@ -105,5 +105,7 @@ def _trajectory(file: Path) -> tuple[torch.Tensor, Recorded | None]:
             if not isinstance(commands, h5py.Group) or "cartesian_position" not in commands:
                 return states, None
             return states, Recorded(pair(commands, "action"), COMMANDED_POSE)
+    except UserError:
+        raise
     except FAULTS as error:
         raise Unfit(f"{file} can't be read ({brief(error)})") from error

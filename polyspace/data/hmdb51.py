@@ -49,7 +49,7 @@ def _read(root: Path, file: Path, name: str, label: int, wanted: str) -> Iterato
             continue
         clip, _, tag = line.strip().rpartition(" ")
         if tag not in ("0", "1", "2") or not clip:
-            raise UserError(f"{file} line {number}: expected `name 0|1|2`, got {line.strip()!r}")
+            raise UserError(f"{file} line {number}: expected `name 0|1|2`, got {line.strip()!r:.80}")
         if tag == wanted:
             clip_id = f"{name}/{clip}"
             yield ClipRecord(clip_id, inside(root, clip_id), label, source_video(clip, name))

@@ -82,3 +82,5 @@ def _check(looks: Looks) -> None:
     for part in (looks.hidden, looks.error):
         if part is not None and (part.ndim != 4 or len(part) != clips or not part.size):
             raise ValueError(f"a part of shape {part.shape} does not go with {clips} clips")
+    if looks.hidden is not None and looks.error is not None and looks.hidden.shape != looks.error.shape:
+        raise ValueError(f"a mask of shape {looks.hidden.shape} does not go with errors of {looks.error.shape}")

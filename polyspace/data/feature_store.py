@@ -17,8 +17,8 @@ from typing import Any
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
-from typing_extensions import NotRequired, TypedDict
 
+from polyspace.data.store_form import check_manifest
 from polyspace.utils.checkpoint_io import (
     load_metadata,
     load_tensor,
@@ -32,39 +32,10 @@ from polyspace.utils.checkpoint_io import (
 from polyspace.utils.errors import UserError, did_you_mean
 from polyspace.utils.lock import take_lock
 from polyspace.utils.log import warn
-from polyspace.utils.reading import check_form, reads
+from polyspace.utils.reading import reads
 
 FORMAT, VERSION = "polyspace.features", 1
 SHARD_BYTES = 256 << 20
-
-
-class Space(TypedDict):
-    dim: int
-    backend: str
-
-
-class StoredClip(TypedDict):
-    id: str
-    label: int | None
-    group: str
-    text: NotRequired[str | None]
-
-
-class Shard(TypedDict):
-    file: str
-    sha256: str
-
-
-class Manifest(TypedDict):
-    """What every store's manifest has; further keys are for people."""
-
-    fingerprint: str
-    settings: dict[str, Any]
-    student: str
-    spaces: dict[str, Space]
-    classes: list[str]
-    clips: list[StoredClip]
-    shards: list[Shard]
 
 
 def manifest_name(dataset: str, split: str) -> str:
@@ -90,12 +61,7 @@ class FeatureStore:
         absent = {"fingerprint", "settings", "student", "spaces", "classes", "clips", "shards"} - manifest.keys()
         if absent:
             raise UserError(f"{self.path} is incomplete: it lacks {', '.join(sorted(absent))}")
-        check_form(manifest, Manifest, self.path, "feature store")
-        if manifest["student"] not in manifest["spaces"]:
-            raise UserError(f"{self.path} has no space of its student {manifest['student']!r}")
-        for shard in manifest["shards"]:
-            if Path(shard["file"]).name != shard["file"]:
-                raise UserError(f"{self.path} names a shard outside its folder: {shard['file']!r}")
+        check_manifest(manifest, self.path)
         self.manifest: dict[str, Any] = manifest
         self._verified: set[str] = set()
 

@@ -19,7 +19,7 @@ from polyspace.utils.errors import UserError
 
 MAX_PIXELS = 8192 * 8192  # a declared frame beyond this is refused before anything is allocated for it
 # a head may say 16x16 where the frames have more: decoders refuse them too, also while FFmpeg finds out what is there
-_LIMITS = [{"max_pixels": str(MAX_PIXELS)}] * 16
+_LIMITS: list[Any] = [{"max_pixels": str(MAX_PIXELS)}] * 16
 _WITHOUT_TIMES = {"avi"}  # containers that store no presentation times: those of B-frames are guessed
 
 

@@ -43,7 +43,7 @@ def validate(cls: type[C], values: dict[str, Any], where: str = "configuration")
         key = ".".join(str(part) for part in fault["loc"])
         if fault["type"] == "extra_forbidden":
             known = _fields_at(cls, fault["loc"][:-1])
-            raise UserError(f"{where}: unknown key '{key}'{did_you_mean(str(fault['loc'][-1]), known)}") from error
+            raise UserError(f"{where}: unknown key '{key:.200}'{did_you_mean(str(fault['loc'][-1]), known)}") from error
         if fault["type"] == "missing":
             raise UserError(f"{where}: --{key} is required") from error
         message = fault["msg"].removeprefix("Value error, ")
@@ -94,13 +94,13 @@ def apply_set(values: dict[str, Any], assignments: Sequence[str]) -> None:
     for text in assignments:
         key, sign, raw = text.partition("=")
         if not sign or not key:
-            raise UserError(f"--set {text}: expected section.key=value")
+            raise UserError(f"--set {text:.200}: expected section.key=value")
         target = values
         *sections, last = key.split(".")
         for section in sections:
             target = target.setdefault(section, {})
             if not isinstance(target, dict):
-                raise UserError(f"--set {text}: '{section}' is not a section")
+                raise UserError(f"--set {text:.200}: '{section:.80}' is not a section")
         target[last] = _plain_yaml(raw, f"--set {text:.200}") if raw else None
 
 
@@ -190,7 +190,7 @@ def validate_keys(cls: type[Config], values: dict[str, Any], where: str) -> None
     known = {field.alias or name for name, field in cls.model_fields.items()}
     for key in values:
         if key not in known:
-            raise UserError(f"{where}: unknown key '{key}'{did_you_mean(str(key), known)}")
+            raise UserError(f"{where}: unknown key '{key!s:.200}'{did_you_mean(str(key), known)}")
 
 
 def run_command(main: Callable[[Sequence[str]], int | None], argv: Sequence[str] | None = None) -> int:

@@ -219,7 +219,8 @@ def test_an_encoder_is_as_large_as_its_file_and_not_as_its_words(made, tmp_path)
     for name in ("encoder.json", "encoder.safetensors"):
         (place / name).write_bytes((made / "outputs" / "pretrain" / name).read_bytes())
     about = json.loads((place / "encoder.json").read_text())
-    for key, value in {"dim": 1 << 40, "depth": 1 << 30, "cell_dim": 1 << 15, "heads": 0, "unit": -8}.items():
+    wrong = {"dim": 1 << 40, "depth": 1 << 30, "cell_dim": 1 << 15, "heads": 0, "unit": -8, "unit_frames": 2.5}
+    for key, value in wrong.items():
         changed = about | {"encoder": about["encoder"] | {key: value}}
         (place / "encoder.json").write_text(json.dumps(changed))
         with pytest.raises(UserError, match=r"encoder|pretrain"):

@@ -1,6 +1,7 @@
 """An encoder on disk: encoder.safetensors, and encoder.json with how to build it and what goes in."""
 
 import inspect
+import typing
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from typing_extensions import NotRequired, TypedDict
 from polyspace.models.vjepa.vit import HNetViT, TubeletViT
 from polyspace.utils.checkpoint_io import load_built, load_tensors, read_json, save_tensors, sha256_file, write_json
 from polyspace.utils.errors import UserError, did_you_mean
-from polyspace.utils.reading import FAULTS, brief
+from polyspace.utils.reading import FAULTS, brief, check_form
 
 VERSION = 2  # 2: single numbers have a dim
 ARCHITECTURES: dict[str, type[HNetViT] | type[TubeletViT]] = {"hnet": HNetViT, "tubelet": TubeletViT}
@@ -45,7 +46,9 @@ def make_encoder(values: dict[str, Any], where: str = "encoder") -> HNetViT | Tu
     for key in given:
         if key not in known:
             raise UserError(f"{where}: {key} has no meaning for arch {arch}{did_you_mean(key, known)}")
+    hints = typing.get_type_hints(ARCHITECTURES[arch].__init__)
     for key, value in given.items():
+        check_form(value, hints.get(key, Any), where, f"{key} of an encoder in")
         most = MOST_LAYERS if key in ("depth", "cell_depth", "conv_blocks") else MOST
         if any(isinstance(v, int) and abs(v) > most for v in (value if isinstance(value, tuple) else (value,))):
             raise UserError(f"{where}: {key} of {value!r:.40} is beyond reason (at most {most})")

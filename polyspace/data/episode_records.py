@@ -216,7 +216,7 @@ def collect(
     if not seen:
         raise UserError(f"{name}: no episode is there")
     if not out.records:
-        why = next((f"; {id}: {reason}" for id, reason in out.left_out.items()), "")
+        why = next((f"; {id}: {reason:.500}" for id, reason in out.left_out.items()), "")
         raise UserError(f"{name}: none of its {len(out.left_out)} episodes can be used{why}")
     return out
 

@@ -2,6 +2,7 @@
 sentence that names the file."""
 
 import contextlib
+import csv
 import json
 import re
 from collections.abc import Iterator
@@ -17,7 +18,7 @@ MAX_BYTES = 512 << 20  # of a JSON file; the longest official list (Something-So
 MAX_DEPTH = 64  # of lists and dictionaries inside each other
 _HALF = re.compile(r"\\u[dD][89abAB]")  # how half a character is written; two make one
 # what a program runs into when values are not what it takes them for
-FAULTS = (ArithmeticError, AttributeError, LookupError, OSError, RuntimeError, TypeError, ValueError)
+FAULTS = (ArithmeticError, AttributeError, LookupError, OSError, RuntimeError, TypeError, ValueError, csv.Error)
 
 
 @contextlib.contextmanager

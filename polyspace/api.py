@@ -33,6 +33,7 @@ from polyspace.models.vjepa.vit import HNetViT
 from polyspace.train.alignment.fusion_phase import LABELS
 from polyspace.train.alignment.stores import check_space
 from polyspace.train.downstream.saved_probe import Probe, load_probe
+from polyspace.train.language_align import About as Form
 from polyspace.train.language_align import load_language
 from polyspace.utils.checkpoint_io import read_json
 from polyspace.utils.chunk_map import ChunkMap, tubelets
@@ -80,7 +81,9 @@ class PolySpace(ModelHubMixin):
         """Name and dims of each space, the student's own first."""
         served = {} if self.bundle.converters is None else self.bundle.converters.dims
         place = self.bundle.folders.get(LANGUAGE)
-        text = {} if place is None else {LANGUAGE: int(read_json(place / "language.json", "language model")["dim"])}
+        text = (
+            {} if place is None else {LANGUAGE: int(read_json(place / "language.json", "language model", Form)["dim"])}
+        )
         return {self.student: self.bundle.card.dim} | served | text
 
     @property

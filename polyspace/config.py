@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from polyspace.utils.errors import UserError, did_you_mean
 from polyspace.utils.log import quiet_libraries
+from polyspace.utils.reading import FAULTS, brief, read_text
 
 
 class Config(BaseModel):
@@ -30,6 +31,7 @@ class Config(BaseModel):
 
 
 C = TypeVar("C", bound=Config)
+MAX_YAML = 1 << 17  # characters, and values once all that is named is put in its places
 
 
 def validate(cls: type[C], values: dict[str, Any], where: str = "configuration") -> C:
@@ -41,12 +43,12 @@ def validate(cls: type[C], values: dict[str, Any], where: str = "configuration")
         key = ".".join(str(part) for part in fault["loc"])
         if fault["type"] == "extra_forbidden":
             known = _fields_at(cls, fault["loc"][:-1])
-            raise UserError(f"{where}: unknown key '{key}'{did_you_mean(str(fault['loc'][-1]), known)}") from error
+            raise UserError(f"{where}: unknown key '{key:.200}'{did_you_mean(str(fault['loc'][-1]), known)}") from error
         if fault["type"] == "missing":
             raise UserError(f"{where}: --{key} is required") from error
         message = fault["msg"].removeprefix("Value error, ")
         message = message[0].lower() + message[1:]
-        raise UserError(f"{where}: --{key} {fault.get('input')!r}: {message}") from error
+        raise UserError(f"{where}: --{key:.200} {fault.get('input')!r:.200}: {message}") from error
 
 
 def _fields_at(cls: type[BaseModel], path: Sequence[int | str]) -> list[str]:
@@ -59,15 +61,32 @@ def _fields_at(cls: type[BaseModel], path: Sequence[int | str]) -> list[str]:
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    try:
-        loaded = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise UserError(f"--config {path} does not exist") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"--config {path} is not valid YAML ({str(error).splitlines()[0]})") from error
+    text = read_text(Path(path), "--config")
+    if len(text) > MAX_YAML:
+        raise UserError(f"--config {path} has {len(text)} characters, more than the {MAX_YAML} that are read")
+    loaded = _plain_yaml(text, f"--config {path}")
     if loaded is not None and not isinstance(loaded, dict):
         raise UserError(f"--config {path} must hold keys and values, not a {type(loaded).__name__}")
     return loaded or {}
+
+
+def _plain_yaml(text: str, where: str) -> Any:
+    """The value; UserError where it is no YAML, or grows without end: what is named once may be there any number of
+    times, and in itself."""
+    try:
+        value = yaml.safe_load(text)
+    except (yaml.YAMLError, RecursionError, *FAULTS) as error:
+        raise UserError(f"{where} is not valid YAML ({brief(error)})") from error
+    level, parts = [value], 0
+    while level := [v for node in level for v in _parts_of(node)]:
+        parts += len(level)
+        if parts > MAX_YAML:
+            raise UserError(f"{where} holds more than {MAX_YAML} values")
+    return value
+
+
+def _parts_of(node: Any) -> list[Any]:
+    return [*node, *node.values()] if isinstance(node, dict) else list(node) if isinstance(node, list | tuple) else []
 
 
 def apply_set(values: dict[str, Any], assignments: Sequence[str]) -> None:
@@ -75,17 +94,14 @@ def apply_set(values: dict[str, Any], assignments: Sequence[str]) -> None:
     for text in assignments:
         key, sign, raw = text.partition("=")
         if not sign or not key:
-            raise UserError(f"--set {text}: expected section.key=value")
+            raise UserError(f"--set {text:.200}: expected section.key=value")
         target = values
         *sections, last = key.split(".")
         for section in sections:
             target = target.setdefault(section, {})
             if not isinstance(target, dict):
-                raise UserError(f"--set {text}: '{section}' is not a section")
-        try:
-            target[last] = yaml.safe_load(raw) if raw else None
-        except yaml.YAMLError as error:
-            raise UserError(f"--set {text}: the value is not valid YAML") from error
+                raise UserError(f"--set {text:.200}: '{section:.80}' is not a section")
+        target[last] = _plain_yaml(raw, f"--set {text:.200}") if raw else None
 
 
 class _Parser(argparse.ArgumentParser):
@@ -174,7 +190,7 @@ def validate_keys(cls: type[Config], values: dict[str, Any], where: str) -> None
     known = {field.alias or name for name, field in cls.model_fields.items()}
     for key in values:
         if key not in known:
-            raise UserError(f"{where}: unknown key '{key}'{did_you_mean(str(key), known)}")
+            raise UserError(f"{where}: unknown key '{key!s:.200}'{did_you_mean(str(key), known)}")
 
 
 def run_command(main: Callable[[Sequence[str]], int | None], argv: Sequence[str] | None = None) -> int:

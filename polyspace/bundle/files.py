@@ -9,7 +9,10 @@ import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
+
+import torch
+from typing_extensions import TypedDict
 
 from polyspace.bundle.parts import Bundle, student_card
 from polyspace.models.backbones import BackboneCard
@@ -18,6 +21,7 @@ from polyspace.report.bundle_card import bundle_card
 from polyspace.train.alignment.fusion_phase import HeadSet, HeadShape
 from polyspace.utils.array_file import disk_errors
 from polyspace.utils.checkpoint_io import (
+    check_strict,
     load_strict,
     load_tensors,
     read_json,
@@ -30,6 +34,7 @@ from polyspace.utils.checkpoint_io import (
 )
 from polyspace.utils.errors import UserError
 from polyspace.utils.folders import copy_file, sole_writer
+from polyspace.utils.reading import check_form, reads
 from polyspace.version import __version__
 
 FORMAT, VERSION = "polyspace.bundle", 2  # 2: files and their sums in one table; sampling and order recorded
@@ -141,6 +146,34 @@ def _from_1(about: dict[str, Any]) -> dict[str, Any]:
 MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {1: _from_1}
 
 
+class Heads(TypedDict):
+    hidden: int
+    classes: list[str]
+    choice: dict[str, Any]
+
+
+class Student(TypedDict):
+    name: str
+    checkpoint: str
+
+
+class About(TypedDict):
+    """bundle.json of this release's version."""
+
+    student: Student
+    sampling: str
+    views: list[int]
+    spaces: dict[str, dict[str, Any]]
+    order: dict[str, list[str]]
+    kind: str | None
+    held_out: dict[str, Any]
+    tokens_held_out: dict[str, Any]
+    heads: Heads | None
+    phases: list[Literal["language", "probe"]]
+    metrics: dict[str, Any]
+    files: dict[str, str]
+
+
 def read_bundle(folder: Path) -> dict[str, Any]:
     """bundle.json of this release's version, older ones migrated; every file is compared with its sum. UserError for a
     newer version, a changed or missing file, or a folder that is no bundle."""
@@ -155,7 +188,9 @@ def read_bundle(folder: Path) -> dict[str, Any]:
     if about.get("sha256") != sha256_json({k: v for k, v in about.items() if k != "sha256"}):
         raise UserError(f"{folder / 'bundle.json'} is damaged: its sha256 is not the recorded one")
     for old in range(version, VERSION):
-        about = MIGRATIONS[old](about) | {"format_version": old + 1}
+        with reads(folder / "bundle.json", f"bundle of version {old}"):
+            about = MIGRATIONS[old](about) | {"format_version": old + 1}
+    check_form(about, About, folder / "bundle.json", "bundle")
     for name, expected in about["files"].items():
         path = folder / name
         if Path(name).is_absolute() or ".." in Path(name).parts:
@@ -170,6 +205,11 @@ def read_bundle(folder: Path) -> dict[str, Any]:
 def load_bundle(folder: Path, student: str | None = None) -> Bundle:
     """Read a bundle; `student` says where the student's weights lie, if not where bundle.json says."""
     about = read_bundle(folder)
+    with reads(folder, "bundle"):
+        return _load(about, folder, student)
+
+
+def _load(about: dict[str, Any], folder: Path, student: str | None) -> Bundle:
     card = _student(about, folder, student)
     banks: dict[str, ConverterBank] = {}
     for name in ("converters", "token_converters"):
@@ -207,9 +247,13 @@ def _student(about: dict[str, Any], folder: Path, given: str | None) -> Backbone
 
 
 def _with_heads(made: Bundle, about: dict[str, Any], file: Path) -> Bundle:
-    assert made.converters is not None
+    if made.converters is None:
+        raise UserError(f"{file} needs the bundle's converters, and there are none")
     shape = HeadShape(made.card.dim, made.converters.dims, about["hidden"], len(about["classes"]))
-    heads = HeadSet(shape, {"fusion": made.converters})
-    load_strict(heads.heads, load_tensors(file, "fusion head"), file)
+    banks, state = {"fusion": made.converters}, load_tensors(file, "fusion head")
+    with torch.device("meta"):  # sizes are believed as far as the tensors go
+        check_strict(HeadSet(shape, banks).heads, state, file)
+    heads = HeadSet(shape, banks)
+    load_strict(heads.heads, state, file)
     heads = heads.eval().requires_grad_(False)
     return replace(made, heads=heads, classes=about["classes"], choice=about["choice"])

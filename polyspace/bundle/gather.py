@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from pydantic import Field
+from typing_extensions import TypedDict
 
 from polyspace.bundle.files import load_bundle, save_bundle
 from polyspace.bundle.parts import Bundle, student_card
@@ -18,6 +19,7 @@ from polyspace.train.train_fusion import load_heads
 from polyspace.utils.checkpoint_io import read_json, sha256_file, try_writing
 from polyspace.utils.errors import UserError
 from polyspace.utils.log import say, warn
+from polyspace.utils.reading import check_form
 
 HEADS = ("fusion", "student")
 SCORES = ("heads", "difference", "translation", "retained", "cost")  # of an evaluation, kept in the bundle
@@ -133,10 +135,10 @@ def _phases(run: Path, card: BackboneCard) -> dict[str, Path]:
     for name in ("language", "probe"):
         if not (run / name / f"{name}.json").is_file():
             continue
-        about = read_json(run / name / f"{name}.json", name)
+        about = read_json(run / name / f"{name}.json", name, dict[str, Any])
         if (run / name / "encoder.json").is_file():
             warn(f"{name} of {run} is left out: its encoder learned on, and is no longer the student")
-        elif about["encoder_sha256"] != card.digest:
+        elif about.get("encoder_sha256") != card.digest:
             warn(f"{name} of {run} is left out: it was trained on another encoder than {card.checkpoint}")
         elif about.get("pooling") == "saliency":
             warn(f"{name} of {run} is left out: it needs saliency labels of every clip")
@@ -145,14 +147,29 @@ def _phases(run: Path, card: BackboneCard) -> dict[str, Path]:
     return found
 
 
+class Evaluation(TypedDict):
+    """What the model card needs of an evaluation."""
+
+    student: str
+    classes: list[str]
+    choice: dict[str, Any]
+    spaces: dict[str, dict[str, Any]]
+    dataset: str
+    split: str
+    generated: bool
+    clips: Any
+    chance: Any
+
+
 def _evaluation(path: Path, made: Bundle) -> dict[str, Any]:
     """What the model card tells of an evaluation; UserError where it is another bundle's."""
     found = read_json(path, "evaluation")
     if not isinstance(found, dict) or found.get("format") != "polyspace.eval":
         raise UserError(f"{path} is not an evaluation (eval_….json)")
+    check_form(found, Evaluation, path, "evaluation")
     same = found["student"] == made.card.name and found["classes"] == made.classes and found["choice"] == made.choice
     digests = {name: space["digest"] for name, space in made.spaces.items()}
-    if not same or any(digests.get(name) != space["digest"] for name, space in found["spaces"].items()):
+    if not same or any(digests.get(name) != space.get("digest") for name, space in found["spaces"].items()):
         raise UserError(f"{path} evaluates other weights or heads than those given")
     kept = {key: found[key] for key in SCORES if found.get(key) is not None}
     return kept | {key: found[key] for key in ("dataset", "split", "generated", "clips", "chance")}

@@ -20,6 +20,7 @@ from polyspace.utils.errors import UserError
 from polyspace.utils.log import Progress
 from polyspace.utils.metrics import group_interval
 from polyspace.utils.projection import MAPS
+from polyspace.utils.reading import check_form, reads
 
 
 def video_paths(store: FeatureStore, roots: Sequence[Path] = ()) -> dict[str, Path]:
@@ -27,14 +28,16 @@ def video_paths(store: FeatureStore, roots: Sequence[Path] = ()) -> dict[str, Pa
     about = store.path.with_suffix(".run.json")
     if not about.is_file():
         return {}
-    config = read_json(about, "run").get("config") or {}
+    config = read_json(about, "run", dict[str, Any]).get("config") or {}
     settings = store.manifest["settings"]
+    check_form(config, dict[str, Any], about, "run")
     options = {key: config.get(key) for key in ("fold", "annotations", "list_file")}
     best: dict[str, Path] = {}
     wanted = set(store.ids)
-    for root in [*roots, Path(config.get("root", ""))]:
+    for root in [*roots, config.get("root") or ""]:
         try:
-            data = build_dataset(settings["dataset"], root, settings["split"], **options)
+            with reads(store.path, "feature store"):
+                data = build_dataset(settings["dataset"], Path(root), settings["split"], **options)
         except (UserError, OSError):
             continue
         found = {r.id: r.path for r in data.records if r.id in wanted and r.path.is_file()}

@@ -10,6 +10,7 @@ from polyspace.models.backbones import BackboneCard, describe_all
 from polyspace.models.spaces.converters import ConverterBank
 from polyspace.train.alignment.fusion_phase import HeadSet
 from polyspace.utils.errors import UserError
+from polyspace.utils.reading import reads
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,11 @@ class Bundle:
 def student_card(name: str, known: Mapping[str, Any], place: str, where: str) -> BackboneCard:
     """The card of a student as `known` in a file of `where`, from weights in `place`: the same in all that features
     depend on, or a UserError says in what not."""
+    with reads(where, "what is known of the student by"):
+        return _student_card(name, known, place, where)
+
+
+def _student_card(name: str, known: Mapping[str, Any], place: str, where: str) -> BackboneCard:
     revision, stand_in = known["revision"], known["backend"] == "identity"
     at = "" if stand_in or revision == "local" or Path(place).expanduser().is_dir() else f"@{revision}"
     options = [] if stand_in else [f"{name}={place}{at}"]

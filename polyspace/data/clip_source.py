@@ -109,7 +109,7 @@ class FileClips:
         self.failed: dict[str, str] = {}
         if notes is not None:
             for known in (notes, *sorted(notes.parent.glob(f"{notes.stem}.rank*.json"))):
-                self.failed |= read_json(known, "list of unreadable clips") if known.is_file() else {}
+                self.failed |= read_json(known, "list of unreadable clips", dict[str, str]) if known.is_file() else {}
             if not is_main():
                 self.notes = notes.with_suffix(f".rank{rank()}.json")
         self._ahead: dict[int, Future[np.ndarray]] = {}

@@ -15,19 +15,23 @@ from polyspace.utils.errors import UserError
 def build(root: Path, split: str, *, annotations: Path | None = None) -> VideoDataset:
     root = check_root(root, "diving48")
     folder = Path(annotations) if annotations else root
-    classes = ["+".join(parts) for parts in read_json(folder / "Diving48_vocab.json", "diving48 vocabulary")]
+    vocabulary = read_json(folder / "Diving48_vocab.json", "diving48 vocabulary", list[list[str]])
+    classes = ["+".join(parts) for parts in vocabulary]
     listed = "train" if split == "train" else "test"
     file = folder / f"Diving48_V2_{listed}.json"
     notes = [] if split != "validation" else ["diving48 has no validation list: `validation` is its official test list"]
-    candidates = [_record(root, file, item, len(classes)) for item in read_json(file, f"diving48 {split} list")]
+    candidates = [
+        _record(root, file, item, len(classes))
+        for item in read_json(file, f"diving48 {split} list", list[dict[str, Any]])
+    ]
     return partition("diving48", split, classes, candidates, notes)
 
 
 def _record(root: Path, file: Path, item: dict[str, Any], classes: int) -> ClipRecord:
     try:
         name, label = str(item["vid_name"]), int(item["label"])
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise UserError(f"{file}: an item lacks a vid_name or a whole-number label: {item!r:.80}") from error
     if not 0 <= label < classes:
-        raise UserError(f"{file}: {name} has label {label}, but the vocabulary has {classes} classes")
+        raise UserError(f"{file}: {name:.80} has label {label}, but the vocabulary has {classes} classes")
     return ClipRecord(name, inside(root, f"rgb/{name}.mp4"), label, name.rpartition("_")[0] or name)

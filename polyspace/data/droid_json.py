@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from polyspace.data.droid import COMMANDED_POSE
-from polyspace.data.episode_records import Draft, EpisodeDataset, Recorded, Unfit, collect, read_item, table
+from polyspace.data.episode_records import Draft, EpisodeDataset, Recorded, Unfit, collect, read_item, table, unfit
 from polyspace.data.frames import VideoFrames
 from polyspace.data.records import inside
 from polyspace.data.video import VideoError, probe
@@ -36,6 +36,11 @@ def build(root: Path, split: str | None = None, camera: str | None = None) -> Ep
 
 
 def _read(root: Path, file: Path) -> Draft:
+    with unfit(file, "annotation"):
+        return _draft(root, file)
+
+
+def _draft(root: Path, file: Path) -> Draft:
     item = read_item(file, "annotation")
     if not isinstance(item.get("videos"), list) or "states" not in item:
         raise Unfit(f"{file} lacks `states` or `videos`")

@@ -13,10 +13,21 @@ from typing import Any
 import torch
 
 from polyspace.data.droid import COMMANDED_POSE
-from polyspace.data.episode_records import Draft, EpisodeDataset, Recorded, Unfit, collect, read_item, table
+from polyspace.data.episode_records import (
+    MAX_NUMBERS,
+    Draft,
+    EpisodeDataset,
+    Recorded,
+    Unfit,
+    collect,
+    read_item,
+    table,
+    unfit,
+)
 from polyspace.data.frames import VideoFrames
 from polyspace.data.records import inside
 from polyspace.utils.errors import UserError
+from polyspace.utils.reading import FAULTS, brief
 
 FPS = 15.0
 ROLES = ("left", "right", "wrist", "ext1", "ext2")
@@ -32,6 +43,11 @@ def build(root: Path, split: str | None = None, camera: str | None = None) -> Ep
 
 
 def _read(root: Path, file: Path) -> Draft:
+    with unfit(file, "episode metadata"):
+        return _draft(root, file)
+
+
+def _draft(root: Path, file: Path) -> Draft:
     meta = read_item(file, "episode metadata")
     folder = file.parent
     states, recorded = _trajectory(folder / "trajectory.h5")
@@ -43,7 +59,7 @@ def _read(root: Path, file: Path) -> Draft:
         cameras={role: VideoFrames(path) for role, path in _videos(folder, meta).items()},
         states=states,
         fps=FPS,
-        text=meta.get("current_task") or None,
+        text=str(meta["current_task"]) if meta.get("current_task") else None,
         success=None if meta.get("success") is None else bool(meta["success"]),
         recorded=recorded,
     )
@@ -53,10 +69,10 @@ def _videos(folder: Path, meta: dict[str, Any]) -> dict[str, Path]:
     """Role -> file, by the name in `<role>_mp4_path` or the serial; a file with two roles keeps its first."""
     out: dict[str, Path] = {}
     for role in ROLES:
-        named, serial = meta.get(f"{role}_mp4_path"), meta.get(f"{role}_cam_serial")
+        named, serial = (str(meta.get(f"{role}_{key}") or "") for key in ("mp4_path", "cam_serial"))
         if not named and not serial:
             continue
-        inside(folder, str(named or serial))
+        inside(folder, named or serial)
         path = inside(folder / "recordings" / "MP4", Path(named).name if named else f"{serial}.mp4")
         if path not in out.values():
             out[role] = path
@@ -75,6 +91,8 @@ def _trajectory(file: Path) -> tuple[torch.Tensor, Recorded | None]:
             values = group[key] if isinstance(group, h5py.Group) else None
             if not isinstance(values, h5py.Dataset) or values.ndim == 0:
                 raise Unfit(f"{file}: {name}/{key} is no array")
+            if values.size > MAX_NUMBERS:  # as its head says; a few bytes can promise terabytes
+                raise Unfit(f"{file}: {name}/{key} says that it has {values.size} numbers")
             parts.append(table(values[:], f"{name}/{key}"))
         if len(parts[0]) != len(parts[1]):
             raise Unfit(f"{file}: {name} has {len(parts[0])} poses and {len(parts[1])} gripper positions")
@@ -87,5 +105,7 @@ def _trajectory(file: Path) -> tuple[torch.Tensor, Recorded | None]:
             if not isinstance(commands, h5py.Group) or "cartesian_position" not in commands:
                 return states, None
             return states, Recorded(pair(commands, "action"), COMMANDED_POSE)
-    except (OSError, KeyError) as error:
-        raise Unfit(f"{file} can't be read ({error})") from error
+    except UserError:
+        raise
+    except FAULTS as error:
+        raise Unfit(f"{file} can't be read ({brief(error)})") from error

@@ -6,7 +6,8 @@ episode is left out with its reason, never repaired by resampling: so are states
 fewer than 2, and an episode without a readable camera. Frames are counted by decoding them, not read from a header.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sized
+import contextlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -22,10 +23,24 @@ from polyspace.data.video import VideoError
 from polyspace.utils.checkpoint_io import read_json
 from polyspace.utils.errors import UserError, did_you_mean
 from polyspace.utils.log import Progress
+from polyspace.utils.reading import FAULTS, brief
+
+MAX_NUMBERS = 1 << 26  # of one table of an episode: 370 hours at 50 Hz
 
 
 class Unfit(UserError):
     """An episode can't be used as it is; the text is its reason in `EpisodeDataset.left_out`."""
+
+
+@contextlib.contextmanager
+def unfit(path: Path, what: str) -> Iterator[None]:
+    """`reads` for one episode: the others can still be used. A path that leaves the root stays an error of all."""
+    try:
+        yield
+    except UserError:
+        raise
+    except FAULTS as error:
+        raise Unfit(f"{what} {path} is not of the form expected ({brief(error)})") from error
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,8 +113,8 @@ def table(rows: Any, what: str) -> Float64[Tensor, "n d"]:
     """Rows of numbers, or an array, as float64; Unfit where they differ in length or hold something else."""
     try:
         values = torch.as_tensor(rows, dtype=torch.float64)
-    except (ValueError, TypeError, RuntimeError) as error:
-        raise Unfit(f"{what} is no table of numbers ({error})") from error
+    except (ValueError, TypeError, RuntimeError, OverflowError) as error:
+        raise Unfit(f"{what} is no table of numbers ({brief(error)})") from error
     values = values[:, None] if values.ndim == 1 else values
     if values.ndim != 2:
         raise Unfit(f"{what} has {values.ndim} dimensions, not 2")
@@ -201,7 +216,7 @@ def collect(
     if not seen:
         raise UserError(f"{name}: no episode is there")
     if not out.records:
-        why = next((f"; {id}: {reason}" for id, reason in out.left_out.items()), "")
+        why = next((f"; {id}: {reason:.500}" for id, reason in out.left_out.items()), "")
         raise UserError(f"{name}: none of its {len(out.left_out)} episodes can be used{why}")
     return out
 

@@ -17,6 +17,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
+from polyspace.data.store_form import check_manifest
 from polyspace.utils.array_file import disk_errors
 from polyspace.utils.checkpoint_io import (
     load_metadata,
@@ -32,6 +33,7 @@ from polyspace.utils.errors import UserError, did_you_mean
 from polyspace.utils.folders import clear_left_over
 from polyspace.utils.lock import drop_lock, take_lock
 from polyspace.utils.log import warn
+from polyspace.utils.reading import reads
 
 FORMAT, VERSION = "polyspace.features", 1
 SHARD_BYTES = 256 << 20
@@ -60,6 +62,7 @@ class FeatureStore:
         absent = {"fingerprint", "settings", "student", "spaces", "classes", "clips", "shards"} - manifest.keys()
         if absent:
             raise UserError(f"{self.path} is incomplete: it lacks {', '.join(sorted(absent))}")
+        check_manifest(manifest, self.path)
         self.manifest: dict[str, Any] = manifest
         self._verified: set[str] = set()
 
@@ -101,13 +104,20 @@ class FeatureStore:
         labels = [clip["label"] for clip in self.manifest["clips"]]
         if any(label is None for label in labels):
             raise UserError(f"{self.path}: {labels.count(None)} of {len(labels)} clips have no label")
-        return torch.tensor(labels, dtype=torch.int64)
+        with reads(self.path, "feature store"):
+            return torch.tensor(labels, dtype=torch.int64)
 
     def features(self, space: str) -> Float[Tensor, "n D"]:
         """Clip features of one space, in the manifest's order."""
         if len(self) == 0:
             return torch.empty(0, self._space(space)["dim"])
-        return torch.cat(list(self.blocks(space)))
+        with reads(self.path, "feature store"):
+            found = torch.cat(list(self.blocks(space)))
+        if found.shape != (len(self), self._space(space)["dim"]) or not found.is_floating_point():
+            raise UserError(
+                f"{self.path} tells of {len(self)} clips in space {space}, its shards hold {list(found.shape)}"
+            )
+        return found
 
     def blocks(self, space: str) -> Iterator[Float[Tensor, "rows D"]]:
         """`features` shard by shard; of a shard that holds other spaces or tokens too, only this space is read."""

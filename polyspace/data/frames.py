@@ -13,6 +13,7 @@ from torch import Tensor
 from polyspace.data.video import VideoError, probe, read_frames
 from polyspace.data.video_reader import MAX_PIXELS
 from polyspace.utils.errors import UserError
+from polyspace.utils.reading import FAULTS
 
 
 @runtime_checkable
@@ -108,5 +109,7 @@ def decode_image(data: bytes, where: Path) -> UInt8[Tensor, "H W 3"]:
                 raise VideoError(where, f"absurd image size {image.width}x{image.height}")
             rgb = image.convert("RGB")
             return torch.frombuffer(bytearray(rgb.tobytes()), dtype=torch.uint8).view(rgb.height, rgb.width, 3)
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+    except UserError:
+        raise
+    except (*FAULTS, SyntaxError, Image.DecompressionBombError) as error:
         raise VideoError(where, f"an image in it cannot be decoded ({type(error).__name__})") from error

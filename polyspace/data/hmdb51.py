@@ -9,6 +9,7 @@ from pathlib import Path
 
 from polyspace.data.records import ClipRecord, VideoDataset, check_root, inside, partition
 from polyspace.utils.errors import UserError
+from polyspace.utils.reading import read_text
 
 SPLIT_FOLDER = "testTrainMulti_7030_splits"
 # fmt: off
@@ -43,12 +44,12 @@ def build(root: Path, split: str, *, fold: int = 1, annotations: Path | None = N
 
 
 def _read(root: Path, file: Path, name: str, label: int, wanted: str) -> Iterator[ClipRecord]:
-    for number, line in enumerate(file.read_text(encoding="utf-8", errors="replace").splitlines(), 1):
+    for number, line in enumerate(read_text(file, "hmdb51 list", errors="replace").splitlines(), 1):
         if not line.strip():
             continue
         clip, _, tag = line.strip().rpartition(" ")
         if tag not in ("0", "1", "2") or not clip:
-            raise UserError(f"{file} line {number}: expected `name 0|1|2`, got {line.strip()!r}")
+            raise UserError(f"{file} line {number}: expected `name 0|1|2`, got {line.strip()!r:.80}")
         if tag == wanted:
             clip_id = f"{name}/{clip}"
             yield ClipRecord(clip_id, inside(root, clip_id), label, source_video(clip, name))

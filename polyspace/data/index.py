@@ -13,16 +13,31 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from typing_extensions import TypedDict
 
 from polyspace.utils.array_file import FLOAT32, ArrayReader
 from polyspace.utils.checkpoint_io import read_json, sha256_file
 from polyspace.utils.errors import UserError
+from polyspace.utils.reading import check_form
 
 FORMAT, VERSION = "polyspace.index", 1
 VECTORS, IDS, ABOUT, FAISS = "vectors.npy", "ids.json", "index.json", "index.faiss"
 METRICS = ("cosine", "l2")
 SEARCH_FLOATS = 1 << 23  # most numbers that a block of rows, or its scores, may have while searching
 FAISS_ROWS = 16_384
+
+
+class About(TypedDict):
+    """What every index.json has; further keys are for people."""
+
+    space: str
+    dim: int
+    rows: int
+    metric: str
+    student: str
+    backbone: dict[str, Any]
+    made_from: dict[str, Any]
+    sha256: dict[str, str]
 
 
 @dataclass(frozen=True)
@@ -54,7 +69,7 @@ class Index:
     @cached_property
     def vectors(self) -> np.ndarray:
         """(n,d) float32, memory-mapped, as the space's backbone or converter gave them (not of unit length)."""
-        return np.load(self.array, mmap_mode="r")
+        return np.load(self.array, mmap_mode="r", allow_pickle=False)
 
     @cached_property
     def ids(self) -> list[str] | None:
@@ -62,8 +77,8 @@ class Index:
         if IDS not in self.about["sha256"]:
             return None
         self._compare(IDS)
-        ids = read_json(self.folder / IDS, "ids of the index")
-        if not isinstance(ids, list) or len(ids) != self.rows:
+        ids = read_json(self.folder / IDS, "ids of the index", list[str])
+        if len(ids) != self.rows:
             raise UserError(f"{self.folder / IDS} does not hold {self.rows} ids")
         return ids
 
@@ -137,6 +152,9 @@ def load_index(folder: str | Path) -> Index:
     needed = {"space", "dim", "rows", "metric", "student", "backbone", "stand_in", "translated", "made_from", "sha256"}
     if absent := needed - about.keys():
         raise UserError(f"{folder / ABOUT} is incomplete: it lacks {', '.join(sorted(absent))}")
+    check_form(about, About, folder / ABOUT, "index")
+    if others := about["sha256"].keys() - {VECTORS, IDS, FAISS}:
+        raise UserError(f"{folder / ABOUT} names a file that no index has: {min(others)!r}")
     if about["metric"] not in METRICS:
         raise UserError(f"{folder / ABOUT} names an unknown metric {about['metric']!r}")
     with ArrayReader(folder / VECTORS) as array:

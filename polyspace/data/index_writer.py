@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from typing_extensions import TypedDict
+
 from polyspace.data.index import ABOUT, FAISS, FORMAT, IDS, VECTORS, VERSION, Index, load_index, write_faiss
 from polyspace.utils.array_file import disk_errors
 from polyspace.utils.checkpoint_io import read_json, sha256_file, sync_path, try_writing, write_sealed
@@ -16,6 +18,13 @@ from polyspace.utils.log import warn
 
 RUN = "run.json"
 FILES = {VECTORS, IDS, ABOUT, FAISS, RUN}
+
+
+class Progress(TypedDict):
+    made_from: dict[str, Any]
+    source_time: int | None
+    rows_done: int
+    sha256: str
 
 
 class IndexWriter:
@@ -77,7 +86,7 @@ class IndexWriter:
     def _progress(self) -> dict[str, Any]:
         path = self.partial / "progress.json"
         try:
-            found = read_json(path, "progress of an index") if path.is_file() else {}
+            found = read_json(path, "progress of an index", Progress) if path.is_file() else {}
         except UserError as error:
             warn(f"{error}; beginning again")
             found = {}

@@ -14,10 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from polyspace.data.episode_records import Draft, EpisodeDataset, Recorded, Unfit, collect, table
+from polyspace.data.episode_records import Draft, EpisodeDataset, Recorded, Unfit, collect, table, unfit
 from polyspace.data.frames import FrameSource, VideoFrames
 from polyspace.data.lerobot_meta import Meta, read_meta, read_parquet
 from polyspace.utils.errors import UserError, did_you_mean
+from polyspace.utils.reading import reads
 
 PAIR = ("observation.state.cartesian_position", "observation.state.gripper_position")
 AXES = ("x", "y", "z", "roll", "pitch", "yaw", "gripper")
@@ -31,7 +32,8 @@ def build(
     """Episodes of a split of info.json, or of all. `state` names columns that join to 7 numbers. Cameras are the video
     features; the group of an episode is itself, since the format does not say what was recorded together."""
     meta = read_meta(root)
-    columns = _state_columns(meta, state)
+    with reads(root / "meta" / "info.json", "LeRobot info"):
+        columns = _state_columns(meta, state)
     if not meta.cameras:
         raise UserError(f"{root / 'meta' / 'info.json'}: no feature is a video")
     embedded = [key for key, feature in meta.features.items() if feature.get("dtype") == "image"]
@@ -72,6 +74,11 @@ def _names(feature: Mapping[str, Any]) -> list[str]:
 
 
 def _draft(root: Path, meta: Meta, columns: Columns, index: int) -> Draft:
+    with unfit(root / "meta" / "info.json", f"what is told of episode {index} by"):
+        return _read(root, meta, columns, index)
+
+
+def _read(root: Path, meta: Meta, columns: Columns, index: int) -> Draft:
     row = meta.episodes[index]
     rows = _table(meta.data_file(root, index), (*columns, "action"), index)
     if "length" in row and rows.num_rows != row["length"]:

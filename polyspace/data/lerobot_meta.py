@@ -1,6 +1,5 @@
 """What lies in a LeRobot data set's meta/: info.json, episodes and tasks, as JSON lines (v2.1) or parquet (v3)."""
 
-import json
 import re
 import string
 from collections.abc import Mapping
@@ -8,12 +7,26 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from typing_extensions import NotRequired, TypedDict
+
 from polyspace.data.records import inside
-from polyspace.utils.checkpoint_io import read_json
 from polyspace.utils.errors import UserError, did_you_mean
+from polyspace.utils.reading import FAULTS, brief, read_json, read_json_lines, reads
 
 _PLACEHOLDERS = {"episode_index", "episode_chunk", "chunk_index", "file_index", "video_key"}
 _SPEC = re.compile(r"(0?\d{1,2})?d?")
+MAX_ROWS = 1 << 24  # of one parquet file: 93 hours at 50 Hz; LeRobot's own have some 100 MB
+
+
+class Info(TypedDict):
+    """What is used of info.json."""
+
+    fps: float
+    data_path: str
+    features: dict[str, dict[str, Any]]
+    video_path: NotRequired[str | None]
+    chunks_size: NotRequired[int | None]
+    splits: NotRequired[dict[str, Any] | None]
 
 
 @dataclass(frozen=True)
@@ -58,7 +71,7 @@ class Meta:
                 raise UserError(f"meta/info.json: {template} {text!r} has a placeholder that is not known: {name!r}")
             if known.get(name) is None:
                 raise UserError(f"meta/info.json: {template} needs {name}, which meta/episodes lacks for {index}")
-            out.append(format(known[name], spec or ""))
+            out.append(format(known[name] if name == "video_key" else int(known[name]), spec or ""))
         return "".join(out)
 
     def chosen(self, split: str | None) -> list[int]:
@@ -78,30 +91,25 @@ class Meta:
 def read_meta(root: Path) -> Meta:
     """All of meta/; UserError names the file that lacks something."""
     file = root / "meta" / "info.json"
-    info = read_json(file, "LeRobot info")
-    try:
+    info = read_json(file, "LeRobot info", Info)
+    with reads(file.parent, "LeRobot's info.json, or what stands beside it in"):
         return Meta(
             fps=float(info["fps"]),
-            data_path=str(info["data_path"]),
-            video_path=str(info.get("video_path") or ""),
-            chunks_size=int(info.get("chunks_size") or 1000),
-            features=dict(info["features"]),
-            splits={str(k): str(v) for k, v in info.get("splits", {}).items()},
+            data_path=info["data_path"],
+            video_path=info.get("video_path") or "",
+            chunks_size=info.get("chunks_size") or 1000,
+            features=info["features"],
+            splits={k: str(v) for k, v in (info.get("splits") or {}).items()},
             episodes={int(row["episode_index"]): row for row in _rows(root / "meta", "episodes")},
             tasks=_tasks(root / "meta"),
         )
-    except (KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{file} or the files beside it lack something needed ({error})") from error
 
 
 def _rows(folder: Path, name: str) -> list[dict[str, Any]]:
     """Rows of `name`.jsonl, `name`.parquet or the parquet files below `name`/; statistics are passed over."""
     lines = folder / f"{name}.jsonl"
     if lines.is_file():
-        try:
-            return [json.loads(line) for line in lines.read_text(encoding="utf-8").splitlines() if line.strip()]
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
-            raise UserError(f"{lines} is not a file of JSON lines ({error})") from error
+        return read_json_lines(lines, f"LeRobot {name}")
     single = folder / f"{name}.parquet"
     files = [single] if single.is_file() else sorted((folder / name).rglob("*.parquet"))
     if not files:
@@ -131,8 +139,12 @@ def read_parquet(file: Path, columns: list[str] | None = None, skip: str | None 
     try:
         with pyarrow.parquet.ParquetFile(file) as parquet:
             there = list(parquet.schema_arrow.names)
+            if parquet.metadata.num_rows > MAX_ROWS:  # repeats are stored once: a few bytes can hold billions of rows
+                raise UserError(f"parquet file {file} says that it has {parquet.metadata.num_rows} rows")
             if columns is not None:
                 return parquet.read([name for name in there if name in columns])
             return parquet.read([name for name in there if not (skip and name.startswith(skip))])
-    except (pyarrow.ArrowException, OSError) as error:
-        raise UserError(f"parquet file {file} is damaged ({str(error).splitlines()[0]})") from error
+    except UserError:
+        raise
+    except (pyarrow.ArrowException, *FAULTS) as error:
+        raise UserError(f"parquet file {file} is damaged ({brief(error)})") from error

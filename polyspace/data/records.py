@@ -45,7 +45,7 @@ def inside(root: Path, relative: str) -> Path:
     """`root/relative`; a name that is absolute or climbs out of root is refused."""
     plain = relative.replace("\\", "/")
     if plain.startswith("/") or os.path.isabs(relative) or ".." in plain.split("/") or "\0" in plain:
-        raise UserError(f"an annotation names {relative!r}, which lies outside --root {root}")
+        raise UserError(f"an annotation names {relative!r:.200}, which lies outside --root {root}")
     return root / plain
 
 
@@ -56,9 +56,9 @@ def partition(
     records, missing, seen = [], [], set()
     for record in candidates:
         if record.id in seen:
-            raise UserError(f"{name} {split}: clip {record.id!r} is listed twice")
+            raise UserError(f"{name} {split}: clip {record.id!r:.200} is listed twice")
         seen.add(record.id)
-        if record.path.is_file():
+        if os.path.isfile(record.path):  # a name too long for the system is no file
             records.append(record)
         else:
             missing.append(record.id)

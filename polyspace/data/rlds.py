@@ -16,12 +16,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from polyspace.data.episode_records import Draft, EpisodeDataset, Recorded, Unfit, collect
+from polyspace.data.episode_records import Draft, EpisodeDataset, Recorded, Unfit, collect, unfit
 from polyspace.data.frames import EncodedFrames, FrameSource, decode_image
 from polyspace.data.tfrecord import Feature, Record, RecordError, parse_example, read_record_at, read_records
 from polyspace.data.video import VideoError
-from polyspace.utils.checkpoint_io import read_json
 from polyspace.utils.errors import UserError, did_you_mean
+from polyspace.utils.reading import read_json, reads
 
 STEPS, OBSERVATION = "steps/", "steps/observation/"
 # first word of the name -> (observation features that make the state, steps a second)
@@ -57,7 +57,8 @@ def build(
     is the rate; both are needed for a data set that isn't known here. Ids are `<shard>#<record>`; the group is the
     file an episode was made from, where the metadata name it."""
     folder = _folder(root)
-    schema = _schema(folder, state, fps)
+    with reads(folder / "features.json", "rlds features"):
+        schema = _schema(folder, state, fps)
     shards = _shards(folder, split)
     dataset = collect(schema.name, "rlds", _drafts(schema, root, shards), camera)
     told, here = _told(folder, {_split(s) for s in shards}), len(dataset.records) + len(dataset.left_out)
@@ -93,8 +94,10 @@ def _told(folder: Path, splits: set[str]) -> int | None:
     file = folder / "dataset_info.json"
     if not file.is_file():
         return None
-    listed = read_json(file, "rlds information").get("splits", [])
-    return sum(int(n) for item in listed if item.get("name") in splits for n in item.get("shardLengths", []))
+    info = read_json(file, "rlds information", dict[str, Any])
+    with reads(file, "rlds information"):
+        named = [item for item in info.get("splits", []) if item.get("name") in splits]
+        return sum(int(n) for item in named for n in item.get("shardLengths", []))
 
 
 # -- features.json ---------------------------------------------------------------------------------------------------
@@ -104,7 +107,7 @@ def _schema(folder: Path, state: tuple[str, ...] | None, fps: float | None) -> S
     file = folder / "features.json"
     leaves = dict(_leaves(read_json(file, "rlds features"), ""))
     info = folder / "dataset_info.json"
-    name = str(read_json(info, "rlds information").get("name", "")) if info.is_file() else ""
+    name = str(read_json(info, "rlds information", dict[str, Any]).get("name", "")) if info.is_file() else ""
     name = name or next((s.name.split(".")[0].rpartition("-")[0] for s in folder.glob("*.tfrecord*")), "")
     known = KNOWN.get(name.split("_")[0].lower())
     observed = {k.removeprefix(OBSERVATION): leaf for k, leaf in leaves.items() if k.startswith(OBSERVATION)}
@@ -160,6 +163,11 @@ def _drafts(schema: Schema, root: Path, shards: list[Path]) -> Iterator[tuple[st
 
 
 def _draft(schema: Schema, shard: Path, id: str, record: Record) -> Draft:
+    with unfit(shard, "episode in"):
+        return _read(schema, shard, id, record)
+
+
+def _read(schema: Schema, shard: Path, id: str, record: Record) -> Draft:
     try:
         if record.data is None:
             raise record.fault or RecordError("no data")

@@ -18,6 +18,8 @@ from polyspace.data.rgb import RgbConverter
 from polyspace.utils.errors import UserError
 
 MAX_PIXELS = 8192 * 8192  # a declared frame beyond this is refused before anything is allocated for it
+# a head may say 16x16 where the frames have more: decoders refuse them too, also while FFmpeg finds out what is there
+_LIMITS: list[Any] = [{"max_pixels": str(MAX_PIXELS)}] * 16
 _WITHOUT_TIMES = {"avi"}  # containers that store no presentation times: those of B-frames are guessed
 
 
@@ -170,7 +172,7 @@ class VideoReader:
         if not Path(self.path).is_file():
             raise VideoError(self.path, "no such file")
         try:
-            self._file = av.open(self.path, metadata_errors="replace")
+            self._file = av.open(self.path, metadata_errors="replace", stream_options=_LIMITS)
             stream = self._file.streams.best("video")
         except (av.FFmpegError, OSError, ValueError) as error:
             raise VideoError(self.path, f"cannot be opened ({_reason(error)})") from error
@@ -181,6 +183,7 @@ class VideoReader:
         width, height = stream.codec_context.width, stream.codec_context.height
         if width * height > MAX_PIXELS:
             raise VideoError(self.path, f"absurd frame size {width}x{height}")
+        stream.codec_context.options = _LIMITS[0]
         stream.thread_count = self.threads
         stream.thread_type = "AUTO" if self.threads != 1 else "NONE"
         self._stream = stream

@@ -6,10 +6,12 @@ wanted, `label`, `text` and `split`. A split that isn't there is an error: none 
 """
 
 import csv
+import io
 from pathlib import Path
 
 from polyspace.data.records import SPLITS, ClipRecord, VideoDataset, check_root, inside, partition
 from polyspace.utils.errors import UserError
+from polyspace.utils.reading import read_text
 
 # Files that accompany videos. Anything else is tried, so that what can't be read is listed rather than passed over.
 _COMPANIONS = (
@@ -85,11 +87,8 @@ def _from_list(root: Path, split: str, list_file: Path) -> VideoDataset:
 
 def _rows(list_file: Path) -> list[dict[str, str]]:
     try:
-        with open(list_file, newline="", encoding="utf-8-sig") as file:
-            rows = list(csv.DictReader(file))
-    except FileNotFoundError as error:
-        raise UserError(f"--list {list_file} does not exist") from error
-    except (UnicodeDecodeError, csv.Error) as error:
+        rows = list(csv.DictReader(io.StringIO(read_text(list_file, "--list", "utf-8-sig"), newline=""), restkey=""))
+    except csv.Error as error:
         raise UserError(f"--list {list_file} is not a UTF-8 CSV file ({error})") from error
     if not rows or "path" not in rows[0]:
         raise UserError(f"--list {list_file} needs a header with a `path` column and at least one row")

@@ -24,6 +24,7 @@ from polyspace.train.downstream.episodes import generated_views
 from polyspace.train.downstream.planning import LatentCost, Watched
 from polyspace.utils.checkpoint_io import read_json
 from polyspace.utils.errors import UserError
+from polyspace.utils.reading import reads
 
 OFFERED = ("reach", "push_near")  # push_far takes minutes on a CPU
 HORIZON = 5
@@ -72,9 +73,11 @@ def open_world(run: Path | None, device: torch.device) -> tuple[World | None, st
     if not (run / "action" / "action.json").is_file():
         return None, f"{run} has no action phase: run polyspace train with --sequence action."
     model, about = load_world(run / "action")
-    learned = read_json(run / "pipeline_manifest.json", "manifest")["phases"]["action"]
-    told = learned["data"]["source"]
-    world = World(model.to(device), about, told, float(learned["last"]["gain"]))
+    manifest = read_json(run / "pipeline_manifest.json", "manifest")
+    with reads(run / "pipeline_manifest.json", "manifest"):
+        learned = manifest["phases"]["action"]
+        told = str(learned["data"]["source"])
+        world = World(model.to(device), about, told, float(learned["last"]["gain"]))
     if world.pusht:
         try:
             PushT(size=about["size"])

@@ -1,6 +1,5 @@
 """A run's report: what each phase was given, what it learned, beside what it started from and its controls."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +8,8 @@ from polyspace.report.figures import series_figure
 from polyspace.report.html import Page
 from polyspace.report.look_sections import looks_section, plans_section
 from polyspace.utils.checkpoint_io import read_json
+from polyspace.utils.errors import UserError
+from polyspace.utils.reading import parse_json, read_text
 
 # phase -> metrics of its table in order: (key, words, whether lower is better)
 SHOWN: dict[str, list[tuple[str, str, bool]]] = {
@@ -114,11 +115,14 @@ def _phase(page: Page, folder: Path, name: str, entry: dict[str, Any], command: 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
     """The lines of a metrics.jsonl; a last one that was cut short is left out."""
+    if not path.is_file():
+        return []
+    lines = read_text(path, "metrics", errors="replace").splitlines()
     rows = []
-    for line in path.read_text().splitlines() if path.is_file() else []:
+    for line in lines:
         try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
+            rows.append(parse_json(line, path, "metrics", dict[str, Any]))
+        except UserError:
             break
     return rows
 

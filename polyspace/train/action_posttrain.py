@@ -5,10 +5,11 @@ from typing import Any
 
 import torch
 from torch import nn
+from typing_extensions import TypedDict
 
 from polyspace.models.action import ActionPredictor, WorldModel
 from polyspace.models.keypoints import ActionKeypoints
-from polyspace.models.vjepa.saved import load_encoder
+from polyspace.models.vjepa.saved import load_encoder, read_encoder
 from polyspace.train.downstream.common import (
     Start,
     curves,
@@ -28,10 +29,11 @@ from polyspace.train.downstream.episodes import (
 from polyspace.train.downstream.plans import plans
 from polyspace.train.downstream.world import ActionConfig, ActionPhase
 from polyspace.train.machine import Machine
-from polyspace.utils.checkpoint_io import load_strict, load_tensors, read_json, save_tensors, sha256_file, write_sealed
+from polyspace.utils.checkpoint_io import load_built, load_tensors, read_json, save_tensors, sha256_file, write_sealed
 from polyspace.utils.distrib import once
 from polyspace.utils.errors import UserError
 from polyspace.utils.log import say
+from polyspace.utils.reading import check_form, reads
 
 
 def build_world(start: Start, c: ActionConfig) -> WorldModel:
@@ -123,13 +125,32 @@ def save_action(folder: Path, phase: ActionPhase, c: ActionConfig, start: Start,
     return [file]
 
 
+class About(TypedDict):
+    """What action.json has, of version 2."""
+
+    size: int
+    action_dim: int
+    history: int
+    layers: int | None
+    width: int
+    depth: int
+    heads: int
+    action_tokens: int
+    keypoints: int
+    energy: str
+    encoder: str
+    encoder_sha256: str
+    sha256: str
+
+
 def load_world(folder: str | Path) -> tuple[WorldModel, dict[str, Any]]:
     """The world model that `save_action` wrote, in eval mode, and what there is to know about it: `size`, the pixels'
     `mean` and `std`, `energy`."""
     folder = Path(folder)
-    about = read_json(folder / "action.json", "world model")
+    about = read_json(folder / "action.json", "world model", dict[str, Any])
     if about.get("version") != 2:
         raise UserError(f"{folder} was written by another release (version {about.get('version')}); train action again")
+    check_form(about, About, folder / "action.json", "world model")
     file = folder / "action.safetensors"
     state = load_tensors(file, "world model")
     if sha256_file(file) != about["sha256"]:
@@ -137,10 +158,20 @@ def load_world(folder: str | Path) -> tuple[WorldModel, dict[str, Any]]:
     place = linked_encoder(folder, about)
     encoder = load_encoder(place)
     keys = ("action_dim", "width", "depth", "heads", "action_tokens")
-    predictor = ActionPredictor(encoder.dim, *(about[key] for key in keys))
-    points = ActionKeypoints(encoder.dim, about["action_dim"], about["keypoints"]) if about["keypoints"] else None
-    world = WorldModel(encoder, predictor, about["history"], about["layers"], points).eval()
-    parts = {"predictor": predictor} | ({"keypoints": points} if points else {})
-    load_strict(nn.ModuleDict(parts), state, file)
-    known = read_json(place / "encoder.json", "encoder")["input"]
+    if about["depth"] > len(state):
+        raise UserError(f"{folder / 'action.json'} asks for {about['depth']} blocks, {file} holds {len(state)} tensors")
+
+    def build() -> nn.ModuleDict:
+        parts: dict[str, nn.Module] = {"predictor": ActionPredictor(encoder.dim, *(about[key] for key in keys))}
+        if about["keypoints"]:
+            parts["keypoints"] = ActionKeypoints(encoder.dim, about["action_dim"], about["keypoints"])
+        return nn.ModuleDict(parts)
+
+    parts: Any = load_built(build, state, file)
+    points = dict(parts.items()).get("keypoints")
+    with reads(folder / "action.json", "world model"):
+        world = WorldModel(encoder, parts["predictor"], about["history"], about["layers"], points).eval()
+    known = read_encoder(place).get("input")
+    if known is None:
+        raise UserError(f"{place / 'encoder.json'} does not say what goes into the encoder; pretrain again")
     return world, about | {"mean": known["mean"], "std": known["std"]}

@@ -5,6 +5,7 @@ safetensors form (its own form holds a pickle). Any engine on any number of rank
 """
 
 import random
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ from polyspace.utils.checkpoint_io import (
 from polyspace.utils.distrib import barrier, is_main
 from polyspace.utils.errors import UserError
 from polyspace.utils.log import warn
+from polyspace.utils.reading import FAULTS, brief, read_text, reads
 
 KEEP = 2
 SHARDED = "sharded"
@@ -86,6 +88,14 @@ def _write_parts(place: Path, model: dict[str, Tensor], optimizer: dict[str, Ten
     dcp.save(state, storage_writer=dcp.HuggingFaceStorageWriter(str(place), save_distributed=True))
 
 
+def latest_step(folder: Path) -> str:
+    """What `latest` names; UserError for anything but a folder of a step."""
+    name = read_text(folder / "latest", "checkpoint").strip()
+    if not re.fullmatch(r"step_\d+", name):
+        raise UserError(f"{folder / 'latest'} names {name!r:.80}, which is no step")
+    return name
+
+
 def load_checkpoint(folder: Path, engine: Engine) -> dict[str, Any] | None:
     """Restore model and optimizer from `latest` and return the trainer's state, or None where there is none yet. Where
     that one is damaged, a warning, and the newest one that isn't: the steps in between are done again."""
@@ -99,7 +109,8 @@ def load_checkpoint(folder: Path, engine: Engine) -> dict[str, Any] | None:
         model, optimizer = load_tensors(place / "model.safetensors", "checkpoint"), trainer["optimizer"]
     else:
         raise UserError(f"checkpoint {place} was written by another release; remove it and train again")
-    engine.load_state(model, optimizer, place)
+    with reads(place, "checkpoint"):
+        engine.load_state(model, optimizer, place)
     return trainer
 
 
@@ -121,10 +132,12 @@ def _newest_sound(folder: Path) -> Path:
 def _fault(place: Path) -> str | None:
     """What is wrong with a checkpoint's files, if anything."""
     try:
-        sums = read_json(place / "checksums.json", "checkpoint")
+        sums = read_json(place / "checksums.json", "checkpoint", dict[str, str])
     except UserError as error:
         return str(error)
     for name, expected in sums.items():
+        if Path(name).is_absolute() or ".." in Path(name).parts:
+            return f"checkpoint {place / 'checksums.json'} names a file outside its folder: {name!r}"
         if not (place / name).is_file() or sha256_file(place / name) != expected:
             return f"checkpoint {place / name} is damaged: its sha256 is not the recorded one"
     return None
@@ -133,8 +146,20 @@ def _fault(place: Path) -> str | None:
 def _read_parts(place: Path, engine: Engine) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """(model, optimizer) as this engine holds them, from parts that any number of ranks has written."""
     import torch.distributed.checkpoint as dcp
+    from safetensors import SafetensorError
+    from torch.distributed.checkpoint.api import CheckpointException
 
-    reader = dcp.HuggingFaceStorageReader(str(place))
+    try:
+        return _loaded(dcp.HuggingFaceStorageReader(str(place)), place, engine)
+    except (SafetensorError, CheckpointException, *FAULTS) as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"checkpoint {place} is damaged ({brief(error)})") from error
+
+
+def _loaded(reader: Any, place: Path, engine: Engine) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    import torch.distributed.checkpoint as dcp
+
     names = reader.read_metadata().state_dict_metadata
     own = engine.model_state()
     wanted: dict[str, Tensor] = {f"model/{name}": torch.empty_like(value) for name, value in own.items()}

@@ -5,7 +5,6 @@ key of the file that contradicts it is an error, "auto" takes it over.
 """
 
 import importlib.util
-import json
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from polyspace.train.engine import SLOTS, PlainEngine, Precision
 from polyspace.train.settings import TrainingConfig
 from polyspace.utils.checkpoint_io import load_strict
 from polyspace.utils.errors import UserError
+from polyspace.utils.reading import read_json
 
 OURS = ("optimizer", "scheduler")  # of the file: there is one optimizer and one schedule, the loop's
 HALVES = ("fp16", "bf16", "torch_autocast")
@@ -34,12 +34,7 @@ def check_deepspeed(alone: bool, precision: Precision) -> None:
 
 def read_config(path: Path) -> dict[str, Any]:
     """The file, checked for what does not depend on a phase."""
-    try:
-        values = json.loads(path.read_text())
-    except FileNotFoundError as error:
-        raise UserError(f"--deepspeed_config {path} does not exist") from error
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"--deepspeed_config {path} is not valid JSON ({error})") from error
+    values = read_json(path, "--deepspeed_config")
     zero = values.get("zero_optimization") if isinstance(values, dict) else None
     if not isinstance(zero, dict):
         raise UserError(f"--deepspeed_config {path} has no section zero_optimization with a stage of 1 or 2")
@@ -50,6 +45,8 @@ def read_config(path: Path) -> dict[str, Any]:
         if key in values:
             raise UserError(f"--deepspeed_config {path}: '{key}' is set by the phase's configuration; leave it out")
     for key in HALVES:
+        if not isinstance(values.get(key, {}), dict):
+            raise UserError(f"--deepspeed_config {path}: '{key}' is no section")
         if values.get(key, {}).get("enabled") not in (None, False):
             raise UserError(f"--deepspeed_config {path}: '{key}' casts the moving average too; use --precision bf16")
     return values

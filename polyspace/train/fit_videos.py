@@ -11,11 +11,11 @@ from pydantic import Field
 from polyspace.config import Config, parse, validate
 from polyspace.data import build_dataset
 from polyspace.data.records import VideoDataset
+from polyspace.models.vjepa.saved import read_encoder
 from polyspace.report.phase_sections import write_pipeline_report
 from polyspace.train.downstream.common import encoder_folder
 from polyspace.train.run import RunConfig, run
 from polyspace.train.settings import Track
-from polyspace.utils.checkpoint_io import read_json
 from polyspace.utils.errors import UserError
 from polyspace.utils.log import say, warn
 
@@ -60,7 +60,7 @@ def run_config(config: FitConfig, found: VideoDataset, phases: list[str], listed
     preset = config.preset or ("small" if gpu else "tiny")
     size, frames = (48, 12) if preset == "tiny" else (224, 16)
     if config.init_from is not None:
-        about = read_json(encoder_folder(config.init_from, config.out, "fit") / "encoder.json", "encoder")
+        about = read_encoder(encoder_folder(config.init_from, config.out, "fit"))
         size, frames = about["input"]["size"], about["input"]["frames"]
     batch = min(32 if gpu else 4, len(found.records))
     heads = min(64, max(2, len(found.records) // 2))

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from pydantic import Field
 from torch import Tensor
+from typing_extensions import TypedDict
 
 from polyspace.data.batch import VideoBatch
 from polyspace.data.captions import TEMPLATES
@@ -31,7 +32,15 @@ from polyspace.train.downstream.common import (
 from polyspace.train.downstream.tokens import TokenReader, batches, encode_source
 from polyspace.train.machine import Machine
 from polyspace.train.phase import Phase, StepOutput
-from polyspace.utils.checkpoint_io import load_strict, load_tensors, read_json, save_tensors, sha256_file, write_sealed
+from polyspace.utils.checkpoint_io import (
+    load_built,
+    load_strict,
+    load_tensors,
+    read_json,
+    save_tensors,
+    sha256_file,
+    write_sealed,
+)
 from polyspace.utils.distrib import once
 from polyspace.utils.errors import UserError
 from polyspace.utils.log import say
@@ -232,17 +241,24 @@ def save_language(folder: Path, phase: LanguagePhase, config: LanguageConfig, st
     return [file, *save_learned(folder, start, phase.reader.encoder, config.unfreeze)]
 
 
+class About(TypedDict):
+    text_encoder: str
+    dim: int
+    video_dim: int
+    sha256: str
+
+
 def load_language(folder: str | Path) -> tuple[TwoTowers, TextEncoder]:
     """What `save_language` wrote, in eval mode: the towers, and the text encoder that feeds them."""
     folder = Path(folder)
-    about = read_json(folder / "language.json", "language model")
+    about = read_json(folder / "language.json", "language model", About)
     file = folder / "language.safetensors"
     state = load_tensors(file, "language model")
     if sha256_file(file) != about["sha256"]:
         raise UserError(f"{file} is damaged: its sha256 is not the recorded one")
     text = build_text_encoder(about["text_encoder"])
-    towers = TwoTowers(about["video_dim"], text.dim, about["dim"])
-    load_strict(towers, {k[7:]: v for k, v in state.items() if k.startswith("towers.")}, file)
+    held = {k[7:]: v for k, v in state.items() if k.startswith("towers.")}
+    towers = load_built(lambda: TwoTowers(about["video_dim"], text.dim, about["dim"]), held, file)
     if text.trained:
         load_strict(text, {k[5:]: v for k, v in state.items() if k.startswith("text.")}, file)
     return towers.eval(), text.eval()

@@ -1,6 +1,5 @@
 """Phase 1, pretrain: from its configuration encoder, data and phase, and the run."""
 
-import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from polyspace.models.vjepa.predictor import Predictor
 from polyspace.models.vjepa.saved import save_encoder
 from polyspace.models.vjepa.vit import HNetViT, TubeletViT
 from polyspace.report.chunk_figures import write_pictures
+from polyspace.train.checkpoint import latest_step
 from polyspace.train.clips import Source, build_source, check_clips, input_of
 from polyspace.train.encoders import build_encoder, encoder_values, recipe
 from polyspace.train.loop import fit
@@ -27,6 +27,7 @@ from polyspace.utils.errors import UserError
 from polyspace.utils.flops import num_params
 from polyspace.utils.log import say
 from polyspace.utils.looks_file import Looks, save_looks
+from polyspace.utils.reading import read_json_lines
 
 
 def build_phase(encoder: HNetViT | TubeletViT, config: PretrainConfig, seed: int) -> JepaPhase:
@@ -117,12 +118,12 @@ def _written(
     encoder, scale = phase.target.model, input_of(config.data)
     save_encoder(folder, encoder, recipe(config.encoder), about, scale)
     log = folder / "metrics.jsonl"
-    history = [json.loads(line) for line in log.read_text().splitlines()] if log.is_file() else []
+    history = read_json_lines(log, "metrics") if log.is_file() else []
     looks, files = look(folder, phase, source.first(COUNTED), scale, device)
     pictures = write_pictures(folder, history, looks)
     encoder_file = folder / "encoder.safetensors"
     return {
-        "checkpoint": str(folder / (folder / "latest").read_text().strip()),
+        "checkpoint": str(folder / latest_step(folder)),
         "sha256": {str(encoder_file): sha256_file(encoder_file)},
         "data": about,
         "first": history[0] if history else None,

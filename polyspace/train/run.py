@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field
+from typing_extensions import TypedDict
 
 from polyspace.config import Config, parse, validate
+from polyspace.models.vjepa.saved import read_encoder
 from polyspace.report.phase_sections import write_pipeline_report
 from polyspace.train import CHECKS, PHASES
 from polyspace.train.action_posttrain import ActionConfig
@@ -72,7 +74,7 @@ def config_hash(config: RunConfig, phase: str) -> str:
     parts = {key: values[key] for key in ("seed", "data", "encoder", "precision", phase)}
     if phase != "pretrain":
         folder = encoder_folder(getattr(config, phase).init_from or config.init_from, config.work_dir, phase)
-        parts["from"] = read_json(folder / "encoder.json", "encoder")["sha256"]
+        parts["from"] = read_encoder(folder)["sha256"]
     return sha256_json(parts)
 
 
@@ -140,13 +142,25 @@ def _run_phases(config: RunConfig, names: list[str], machine: Machine) -> dict[s
     return manifest
 
 
+class Done(TypedDict):
+    config_hash: str
+    checkpoint: str
+    sha256: dict[str, str]
+
+
+class Manifest(TypedDict):
+    """What the next run needs of pipeline_manifest.json; further keys are for reports."""
+
+    phases: dict[str, Done]
+
+
 def _begin(config: RunConfig) -> dict[str, Any]:
     """The run's folder, with run.json; its manifest as it is so far."""
     about = config.work_dir / "run.json"
     if not about.is_file():  # a killed first run leaves it too
         write_sealed(about, run_info("train", config))
     path = config.work_dir / "pipeline_manifest.json"
-    return read_json(path, "pipeline manifest") if path.is_file() else {"version": 1, "phases": {}}
+    return read_json(path, "pipeline manifest", Manifest) if path.is_file() else {"version": 1, "phases": {}}
 
 
 def _record(config: RunConfig, manifest: dict[str, Any]) -> None:

@@ -5,8 +5,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import torch
 from pydantic import Field
 from torch import Tensor
+from typing_extensions import TypedDict
 
 from polyspace.config import parse, run_command
 from polyspace.data.batch import CachedFeatures
@@ -20,6 +22,7 @@ from polyspace.train.loop import FitSettings, fit
 from polyspace.train.optim import build_adamw
 from polyspace.train.settings import Track
 from polyspace.utils.checkpoint_io import (
+    check_strict,
     load_versioned,
     save_torch,
     sha256_file,
@@ -32,6 +35,7 @@ from polyspace.utils.folders import sole_writer
 from polyspace.utils.holdout import hold_out, keep_fraction
 from polyspace.utils.log import say, warn
 from polyspace.utils.misc import get_device, set_seed
+from polyspace.utils.reading import check_form, reads
 from polyspace.utils.run_info import run_info
 from polyspace.utils.trackers import keep_log
 
@@ -62,18 +66,34 @@ class FusionConfig(HeadConfig):
     track: Track = ("auto",)
 
 
+class About(TypedDict):
+    """What stands in every fusion file; further keys are for people."""
+
+    shape: dict[str, Any]
+    heads: dict[str, dict[str, Any]]
+    control_banks: dict[str, dict[str, Any]]
+    classes: list[str]
+    choice: dict[str, Any]
+    held_out: dict[str, Any]
+    converters_sha256: str
+
+
 def load_heads(path: Path, bank: ConverterBank) -> tuple[HeadSet, dict[str, Any]]:
     """All heads and what stands beside them in the file."""
     about = load_versioned(path, FORMAT, VERSION, "fusion file")
-    shape = HeadShape(**about["shape"])
-    if bank.dims != shape.spaces:
-        raise UserError(f"{path} was trained with spaces {shape.spaces}, the converters give {bank.dims}")
-    banks = {"fusion": bank}
-    for name, maps in about.pop("control_banks").items():
-        banks[name] = ConverterBank({space: LinearConverter(*pair) for space, pair in maps.items()})
-    heads = HeadSet(shape, banks)
-    for name, state in about.pop("heads").items():
-        heads.heads[name].load_state_dict(state)
+    check_form(about, About, path, "fusion file")
+    with reads(path, "fusion file"):
+        shape = HeadShape(**about["shape"])
+        if bank.dims != shape.spaces:
+            raise UserError(f"{path} was trained with spaces {shape.spaces}, the converters give {bank.dims}")
+        banks = {"fusion": bank}
+        for name, maps in about.pop("control_banks").items():
+            banks[name] = ConverterBank({space: LinearConverter(*pair) for space, pair in maps.items()})
+        state = {f"{name}.{key}": value for name, part in about.pop("heads").items() for key, value in part.items()}
+        with torch.device("meta"):
+            check_strict(HeadSet(shape, banks).heads, state, path)
+        heads = HeadSet(shape, banks)
+        heads.heads.load_state_dict(state)
     return heads.eval().requires_grad_(False), about
 
 

@@ -11,16 +11,18 @@ import tempfile
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from polyspace.utils.errors import UserError
 from polyspace.utils.lock import hold_file
+from polyspace.utils.reading import FAULTS, SEAL, brief
+from polyspace.utils.reading import read_json as read_json  # handed on: most who read tensors read JSON too
+from polyspace.utils.reading import sha256_json as sha256_json
 
 LEFT_OVER = ".polyspace.tmp"  # the end of a temporary file's name
-SEAL = "seal"  # the key of a JSON file's sum of itself
 
 
 @contextlib.contextmanager
@@ -91,21 +93,6 @@ def write_sealed(path: Path, value: dict[str, Any]) -> None:
     write_json(path, value | {SEAL: sha256_json(plain)})
 
 
-def read_json(path: Path, what: str = "file") -> Any:
-    """Parsed JSON without its seal, or a UserError that names the file and the place of the fault."""
-    try:
-        value = json.loads(Path(path).read_text())
-    except FileNotFoundError as error:
-        raise UserError(f"{what} {path} does not exist") from error
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{what} {path} is not valid JSON ({error})") from error
-    except (RecursionError, OSError) as error:
-        raise UserError(f"{what} {path} cannot be read ({error})") from error
-    if isinstance(value, dict) and SEAL in value and value.pop(SEAL) != sha256_json(value):
-        raise UserError(f"{what} {path} is damaged: its content is not what was written (its sum differs)")
-    return value
-
-
 def save_torch(path: Path, state: Mapping[str, Any]) -> None:
     """`torch.save` of plain containers and tensors, atomically."""
     try:
@@ -123,8 +110,9 @@ def load_torch(path: Path, what: str = "checkpoint") -> dict[str, Any]:
     if not path.is_file():
         raise UserError(f"{what} {path} does not exist")
     try:
-        _check_sums(path)
+        _check_zip(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
+        _check_tensors(state)
     except Exception as error:
         raise UserError(
             f"{what} {path} is damaged or not a file of ours ({type(error).__name__}); it was not loaded"
@@ -134,13 +122,30 @@ def load_torch(path: Path, what: str = "checkpoint") -> dict[str, Any]:
     return state
 
 
-def _check_sums(path: Path) -> None:
-    """Compare the parts of a torch file, a zip archive, with the sums that it holds: torch itself doesn't."""
+def _check_zip(path: Path) -> None:
+    """Compare the parts of a torch file, a zip archive, with the sums that it holds: torch itself doesn't. It writes
+    them as they are, so one that is larger than the file would swell in memory."""
     if not zipfile.is_zipfile(path):
         return
     with zipfile.ZipFile(path) as archive:
+        if sum(member.file_size for member in archive.infolist()) > path.stat().st_size:
+            raise ValueError("its parts are larger than the file")
         if (bad := archive.testzip()) is not None:
             raise zipfile.BadZipFile(bad)
+
+
+def _check_tensors(value: Any) -> None:
+    """Tensors are plain, and no larger than what the file holds of them: one number can stand for a terabyte."""
+    if isinstance(value, Tensor):
+        plain = value.layout == torch.strided and value.device.type == "cpu" and not value.is_quantized
+        if not plain or value.numel() * value.element_size() > value.untyped_storage().nbytes():
+            raise ValueError("a tensor is larger than its data")
+    elif isinstance(value, Mapping):
+        for item in value.values():
+            _check_tensors(item)
+    elif isinstance(value, list | tuple):
+        for item in value:
+            _check_tensors(item)
 
 
 def load_versioned(path: Path, kind: str, version: int, what: str, also: tuple[int, ...] = ()) -> dict[str, Any]:
@@ -172,8 +177,8 @@ def load_metadata(path: Path) -> dict[str, str]:
     try:
         with safe_open(path, "pt") as file:
             return file.metadata() or {}
-    except (SafetensorError, OSError) as error:
-        raise UserError(f"tensor file {path} is damaged ({error})") from error
+    except (SafetensorError, *FAULTS) as error:
+        raise UserError(f"tensor file {path} is damaged ({brief(error)})") from error
 
 
 def load_tensors(path: Path, what: str = "tensor file") -> dict[str, Tensor]:
@@ -184,8 +189,8 @@ def load_tensors(path: Path, what: str = "tensor file") -> dict[str, Tensor]:
         raise UserError(f"{what} {path} does not exist")
     try:
         return load_file(path)
-    except (SafetensorError, OSError, ValueError, KeyError) as error:
-        raise UserError(f"{what} {path} is damaged ({error})") from error
+    except (SafetensorError, *FAULTS) as error:
+        raise UserError(f"{what} {path} is damaged ({brief(error)})") from error
 
 
 def load_tensor(path: Path, name: str, what: str = "tensor file") -> Tensor:
@@ -195,12 +200,47 @@ def load_tensor(path: Path, name: str, what: str = "tensor file") -> Tensor:
     try:
         with safe_open(path, "pt") as file:
             return file.get_tensor(name)
-    except (SafetensorError, OSError) as error:
-        raise UserError(f"{what} {path} is damaged or lacks '{name}' ({error})") from error
+    except (SafetensorError, *FAULTS) as error:
+        raise UserError(f"{what} {path} is damaged or lacks '{name}' ({brief(error)})") from error
+
+
+M = TypeVar("M", bound=nn.Module)
+
+
+def load_built(make: Callable[[], M], state: Mapping[str, Tensor], where: Path) -> M:
+    """The module that `make` builds, with the state in it. It is built without memory first: what a file says of sizes
+    is believed only as far as its tensors go."""
+    try:
+        with torch.device("meta"):
+            check_strict(make(), state, where)
+        model = make()
+    except UserError:
+        raise
+    except FAULTS as error:
+        raise UserError(f"{where} can't be built ({brief(error)})") from error
+    load_strict(model, state, where)
+    return model
+
+
+def tensor_names(path: Path) -> list[str]:
+    """What a file holds, without reading it."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, "pt") as file:
+            return list(file.keys())
+    except (SafetensorError, *FAULTS) as error:
+        raise UserError(f"tensor file {path} is damaged ({brief(error)})") from error
 
 
 def load_strict(model: nn.Module, state: Mapping[str, Tensor], where: Path) -> None:
     """Load every tensor or say which are missing, unexpected or of another shape."""
+    check_strict(model, state, where)
+    model.load_state_dict(state)
+
+
+def check_strict(model: nn.Module, state: Mapping[str, Tensor], where: Path) -> None:
+    """UserError that says which tensors are missing, unexpected or of another shape."""
     own = model.state_dict()
     missing, unexpected = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
     if missing or unexpected:
@@ -209,7 +249,6 @@ def load_strict(model: nn.Module, state: Mapping[str, Tensor], where: Path) -> N
     if shapes:
         k = shapes[0]
         raise UserError(f"{where} does not fit the model: {k} is {tuple(state[k].shape)}, not {tuple(own[k].shape)}")
-    model.load_state_dict(state)
 
 
 def sha256_file(path: Path) -> str:
@@ -222,11 +261,6 @@ def _sha256(file: BinaryIO) -> str:
     while block := file.read(1 << 20):
         digest.update(block)
     return digest.hexdigest()
-
-
-def sha256_json(value: Any) -> str:
-    """Digest of a value's canonical JSON: equal values, equal digest."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
 def try_writing(folder: Path, what: Callable[[str], str] = "cannot write to {}".format) -> None:

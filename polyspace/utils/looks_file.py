@@ -13,6 +13,7 @@ from polyspace.utils.checkpoint_io import load_tensors, save_tensors
 from polyspace.utils.chunk_map import ChunkMap
 from polyspace.utils.errors import UserError
 from polyspace.utils.metrics import spearman_interval
+from polyspace.utils.reading import reads
 
 
 @dataclass(frozen=True)
@@ -58,10 +59,28 @@ def save_looks(path: Path, looks: Looks) -> Path:
 def load_looks(path: Path) -> Looks:
     """What `save_looks` wrote; UserError for anything else."""
     arrays = {key: value.numpy() for key, value in load_tensors(path, "file of looks").items()}
-    try:
+    with reads(path, "file of looks"):
         frames = arrays["frames"]
+        if frames.dtype != np.uint8 or frames.ndim != 5 or frames.shape[-1] != 3 or not frames.size:
+            raise UserError(f"file of looks {path} has frames of {frames.dtype} {frames.shape}, not uint8 (n,T,H,W,3)")
         names = list(dict.fromkeys(key.split("/")[1] for key in arrays if key.startswith("maps/")))
         maps = {name: [ChunkMap.from_arrays(arrays, f"maps/{name}/{i}/") for i in range(len(frames))] for name in names}
-    except (KeyError, IndexError) as fault:
-        raise UserError(f"{path} is no file of looks: it lacks {fault}") from fault
-    return Looks(frames, maps, arrays.get("hidden"), arrays.get("error"))
+        looks = Looks(frames, maps, arrays.get("hidden"), arrays.get("error"))
+        _check(looks)
+    return looks
+
+
+def _check(looks: Looks) -> None:
+    """ValueError where parts don't fit each other."""
+    clips = len(looks.frames)
+    for one in (m for maps in looks.maps.values() for m in maps):
+        same = one.owner.ndim == 3 and one.owner.shape == one.prob.shape and one.owner.size > 0
+        if not same or one.centroids.shape != (one.tokens, 3) or one.sizes.ndim != 1:
+            raise ValueError("a chunk map's parts differ in shape")
+        if one.owner.dtype != np.int64 or one.owner.min() < 0 or one.owner.max() >= one.tokens:
+            raise ValueError("a chunk map names chunks that it does not have")
+    for part in (looks.hidden, looks.error):
+        if part is not None and (part.ndim != 4 or len(part) != clips or not part.size):
+            raise ValueError(f"a part of shape {part.shape} does not go with {clips} clips")
+    if looks.hidden is not None and looks.error is not None and looks.hidden.shape != looks.error.shape:
+        raise ValueError(f"a mask of shape {looks.hidden.shape} does not go with errors of {looks.error.shape}")

@@ -15,10 +15,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from typing_extensions import TypedDict
+
 from polyspace.utils.checkpoint_io import write_text
 from polyspace.utils.distrib import is_main
 from polyspace.utils.errors import UserError, did_you_mean
 from polyspace.utils.log import warn
+from polyspace.utils.reading import read_json_lines
 
 METRICS, EVENTS = "metrics.jsonl", "tensorboard"
 
@@ -148,6 +151,10 @@ def scalars(line: dict[str, Any]) -> dict[str, float]:
     return {f"{group}/{name}": float(value) for name, value in numbers.items()}
 
 
+class Line(TypedDict):
+    step: int
+
+
 class RunLog:
     """metrics.jsonl of a training run in `folder`, and its trackers; other ranks write nothing.
 
@@ -166,7 +173,8 @@ class RunLog:
         self.path = folder / METRICS
         self.lines: list[str] = []
         if start and self.path.is_file():
-            self.lines = [json.dumps(line) for line in read_lines(self.path) if line["step"] <= start]
+            lines = read_json_lines(self.path, "metrics", Line)
+            self.lines = [json.dumps(line) for line in lines if line["step"] <= start]
         self._trackers: dict[str, Tracker] = {}
         if is_main():
             run = TrackedRun(folder, start, [json.loads(x) for x in self.lines], identity, config or {})
@@ -207,17 +215,6 @@ class RunLog:
             if failed is not None:
                 with contextlib.suppress(Exception):
                     failed.close(False)
-
-
-def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The lines of a metrics.jsonl; UserError for one that is none of ours."""
-    try:
-        lines = [json.loads(line) for line in path.read_text().splitlines() if line]
-        if all(isinstance(line["step"], int) for line in lines):
-            return lines
-    except (ValueError, KeyError, TypeError):
-        pass
-    raise UserError(f"{path} is damaged: a line of it is not what was logged; remove the file to go on without it")
 
 
 def keep_log(folder: Path, place: Path) -> None:

@@ -256,11 +256,11 @@ def test_what_meta_lacks_is_named(tmp_path):
     v21(tmp_path)
     lines = tmp_path / "meta" / "episodes.jsonl"
     lines.write_text('{"episode_index": 0')
-    with pytest.raises(UserError, match=r"episodes.jsonl is not a file of JSON lines"):
+    with pytest.raises(UserError, match=r"episodes.jsonl line 1 is not valid JSON"):
         build_episodes(tmp_path)
     lines.unlink()
     with pytest.raises(UserError, match=r"none of .*episodes.jsonl, .*episodes.parquet and .*is there"):
         build_episodes(tmp_path)
     (tmp_path / "meta" / "info.json").write_text("{}")
-    with pytest.raises(UserError, match=r"info.json or the files beside it lack something needed \('fps'\)"):
+    with pytest.raises(UserError, match=r"info.json is not of the form expected: fps: field required"):
         build_episodes(tmp_path)

@@ -108,5 +108,5 @@ def test_a_damaged_or_foreign_file_is_refused(run):
         with pytest.raises(UserError, match=fault):
             load_encoder(folder)
     (folder / "encoder.json").write_text("{}")
-    with pytest.raises(UserError, match="is not an encoder's"):
+    with pytest.raises(UserError, match="is not of the form expected"):
         load_encoder(folder)

@@ -1,6 +1,5 @@
 """Where weights come from: a local folder, the hub's cache, or the hub if it can be reached."""
 
-import json
 import os
 import socket
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from urllib.parse import urlsplit
 
 from polyspace.utils.checkpoint_io import sha256_file, sha256_json
 from polyspace.utils.errors import UserError
+from polyspace.utils.reading import check_form, read_json
 
 _FILES = ["config.json", "preprocessor_config.json", "video_preprocessor_config.json", "*.safetensors", "*.index.json"]
 
@@ -33,10 +33,7 @@ class Checkpoint:
         for name in names:
             path = self.folder / name
             if path.is_file():
-                try:
-                    return json.loads(path.read_text())
-                except ValueError as error:
-                    raise UserError(f"{path} is not valid JSON ({error})") from error
+                return read_json(path, "file of a checkpoint", dict[str, Any])
         return None
 
 
@@ -48,10 +45,21 @@ def find_checkpoint(name_or_path: str, revision: str | None = None) -> Checkpoin
             raise UserError(f"--checkpoint {name_or_path}: the folder has no config.json")
         if not any(folder.glob("*.safetensors")):
             raise UserError(f"--checkpoint {name_or_path}: the folder has no *.safetensors file")
+        _check_parts(folder)
         return Checkpoint(folder, name_or_path, "local", folder_digest(folder))
     if folder.is_absolute() or name_or_path.startswith((".", "~")) or name_or_path.count("/") > 1:
         raise UserError(f"--checkpoint {name_or_path}: no such folder")
     return _from_hub(name_or_path, revision)
+
+
+def _check_parts(folder: Path) -> None:
+    """UserError where a list of weight files names one elsewhere."""
+    for path in folder.glob("*.index.json"):
+        listed = read_json(path, "list of weight files", dict[str, Any]).get("weight_map")
+        check_form(listed, dict[str, str], path, "list of weight files")
+        for name in set(listed.values()):
+            if Path(name).name != name:
+                raise UserError(f"list of weight files {path} names one outside its folder: {name!r}")
 
 
 def weight_files(folder: Path) -> tuple[Path, ...]:

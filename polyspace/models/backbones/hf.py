@@ -9,14 +9,17 @@ from typing import Any
 
 import torch
 from jaxtyping import Float
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from polyspace.models.backbones.base import Backbone, BackboneCard, Classifier
 from polyspace.models.backbones.checkpoints import Checkpoint, WeightsUnavailable, find_checkpoint, weight_files
 from polyspace.models.backbones.fused import fuse
-from polyspace.models.backbones.plans import default_plan, read_plan
+from polyspace.models.backbones.plans import MOST, default_plan, read_plan
 from polyspace.models.features import Features
+from polyspace.utils.checkpoint_io import load_built, load_tensor, tensor_names
 from polyspace.utils.errors import UserError
+from polyspace.utils.reading import FAULTS, brief, reads
 
 
 @dataclass(frozen=True)
@@ -97,10 +100,16 @@ def describe(name: str, checkpoint: str | None, revision: str | None, frames: in
     found = find_checkpoint(checkpoint or family.default_id, revision)
     raw = found.json("config.json") or {}
     if raw.get("model_type") != family.model_type:
-        raise UserError(f"--checkpoint {name}={found.name}: its model_type is {raw.get('model_type')!r}, not {name}")
-    config = transformers.AutoConfig.from_pretrained(found.folder)
-    plan = read_plan(name, config, frames, found)
-    head = bool(raw.get("architectures")) and raw["architectures"][0].endswith("ForVideoClassification")
+        raise UserError(
+            f"--checkpoint {name}={found.name}: its model_type is {raw.get('model_type')!r:.80}, not {name}"
+        )
+    config = _config(found)
+    with reads(f"{found.name}/config.json", "configuration"):
+        plan = read_plan(name, config, frames, found)
+        grid = token_grid(name, config, plan.frames, plan.crop)
+        head = bool(raw.get("architectures")) and raw["architectures"][0].endswith("ForVideoClassification")
+        if min(*grid, plan.frames, config.hidden_size) < 1 or max(*plan.crop, plan.frames, config.hidden_size) > MOST:
+            raise ValueError(f"a grid of {grid} tokens, width {config.hidden_size}, from {plan.frames} of {plan.crop}")
     pooling = "mean, then fc_norm" if name == "videomae" and head and config.use_mean_pooling else family.pooling
     return BackboneCard(
         name=name,
@@ -109,7 +118,7 @@ def describe(name: str, checkpoint: str | None, revision: str | None, frames: in
         revision=found.revision,
         digest=found.digest,
         dim=config.hidden_size,
-        grid=token_grid(name, config, plan.frames, plan.crop),
+        grid=grid,
         pooling=pooling,
         plan=plan,
         load=lambda: _load(name, found, plan.crop, plan.frames, "fc_norm" in pooling),
@@ -118,6 +127,16 @@ def describe(name: str, checkpoint: str | None, revision: str | None, frames: in
         files=weight_files(found.folder),
         classifier=lambda: _load_classifier(found, config) if head and pooling in _READ_BY_HEADS[name] else None,
     )
+
+
+def _config(found: Checkpoint) -> Any:
+    """transformers' configuration; its own checks have many types of errors."""
+    import transformers
+
+    try:
+        return transformers.AutoConfig.from_pretrained(found.folder)
+    except Exception as error:
+        raise UserError(f"{found.name}/config.json is no configuration of its model ({brief(error)})") from error
 
 
 def _trained(family: Family, found: Checkpoint, head: bool) -> str:
@@ -214,9 +233,29 @@ def _skeleton(name: str, config: Any, crop: tuple[int, int], frames: int, fc_nor
     return HFBackbone(name, fuse(_without_predictor(model)), _head_norm(config) if fc_norm else None, frames, crop)
 
 
+def _check_size(name: str, found: Checkpoint) -> None:
+    """UserError where config.json describes a model that its weights can't be those of: what they lack would be drawn
+    at random, however much it is, before anyone could see that it is missing."""
+    import transformers
+
+    files = sorted(found.folder.glob("*.safetensors"))
+    tensors, size = sum(len(tensor_names(file)) for file in files), sum(file.stat().st_size for file in files)
+    config = _config(found)
+    with reads(f"{found.name}/config.json", "configuration"):
+        layers = [v for k, v in config.to_dict().items() if k.endswith("_layers") and isinstance(v, int)]
+        if max(layers, default=0) > max(tensors, 64):
+            raise ValueError(f"{max(layers)} layers, where the weights are {tensors} tensors")
+        with torch.device("meta"):
+            model = getattr(transformers, FAMILIES[name].model_class)._from_config(config)
+        numbers = sum(p.numel() for p in model.parameters())
+        if numbers > 2 * size + (1 << 24):  # two bytes a number, and V-JEPA 2's predictor may be left out
+            raise ValueError(f"{numbers} parameters, where the weights are {size} bytes")
+
+
 def _load(name: str, found: Checkpoint, crop: tuple[int, int], frames: int, fc_norm: bool) -> Backbone:
     import transformers
 
+    _check_size(name, found)
     family = FAMILIES[name]
     loader: Callable[..., Any] = getattr(transformers, family.model_class).from_pretrained
     try:
@@ -228,8 +267,8 @@ def _load(name: str, found: Checkpoint, crop: tuple[int, int], frames: int, fc_n
             local_files_only=True,
             use_safetensors=True,
         )
-    except (OSError, RuntimeError, ValueError) as error:
-        raise UserError(f"--checkpoint {name}={found.name} can't be loaded ({str(error).splitlines()[0]})") from error
+    except (SafetensorError, *FAULTS) as error:
+        raise UserError(f"--checkpoint {name}={found.name} can't be loaded ({brief(error)})") from error
     lacking = sorted(k for k in report["missing_keys"] if not k.startswith("predictor") and "pooler" not in k)
     if lacking or report.get("mismatched_keys"):
         raise UserError(f"--checkpoint {name}={found.name} lacks weights of its own architecture, e.g. {lacking[:1]}")
@@ -240,27 +279,21 @@ def _load(name: str, found: Checkpoint, crop: tuple[int, int], frames: int, fc_n
 
 def _load_head_norm(found: Checkpoint, config: Any) -> nn.LayerNorm:
     """Fine-tuned VideoMAE keeps its final norm in the classification head."""
-    norm = _head_norm(config)
-    norm.load_state_dict(_tensors(found, "fc_norm."))
-    return norm
+    return load_built(lambda: _head_norm(config), _tensors(found, "fc_norm."), found.folder)
 
 
 def _load_classifier(found: Checkpoint, config: Any) -> Classifier:
-    linear = nn.Linear(config.hidden_size, config.num_labels)
-    try:
-        linear.load_state_dict(_tensors(found, "classifier."))
-    except RuntimeError as error:
-        raise UserError(f"{found.name}: its classification head doesn't fit its config ({error})") from error
+    linear = load_built(
+        lambda: nn.Linear(config.hidden_size, config.num_labels), _tensors(found, "classifier."), found.folder
+    )
     return Classifier(linear.eval().requires_grad_(False), [config.id2label[k] for k in range(config.num_labels)])
 
 
 def _tensors(found: Checkpoint, prefix: str) -> dict[str, Tensor]:
     """The checkpoint's tensors under a prefix, which is taken off."""
-    from safetensors import safe_open
-
-    out = {}
-    for file in sorted(found.folder.glob("*.safetensors")):
-        with safe_open(file, "pt") as held:
-            names = [k for k in held.keys() if k.startswith(prefix)]  # noqa: SIM118
-            out |= {k.removeprefix(prefix): held.get_tensor(k).float() for k in names}
-    return out
+    return {
+        key.removeprefix(prefix): load_tensor(file, key).float()
+        for file in sorted(found.folder.glob("*.safetensors"))
+        for key in tensor_names(file)
+        if key.startswith(prefix)
+    }

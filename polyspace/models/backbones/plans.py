@@ -7,10 +7,12 @@ from polyspace.models.backbones.checkpoints import Checkpoint
 from polyspace.utils.errors import UserError
 from polyspace.utils.log import warn
 from polyspace.utils.plan import Plan
+from polyspace.utils.reading import reads
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 HALF = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 PLAIN = ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
+MOST = 1 << 14  # pixels a side of a resized frame
 _MODES = {0: "nearest", 2: "bilinear", 3: "bicubic"}  # PIL's numbers, as the config files hold them
 
 
@@ -40,7 +42,13 @@ def read_plan(name: str, config: Any, frames: int, found: Checkpoint) -> Plan:
     file = found.json("video_preprocessor_config.json", "preprocessor_config.json")
     if file is None:
         return base
-    plan = plan_from_config(base, file, f"{found.name}/preprocessor_config.json")
+    with reads(f"{found.name}/preprocessor_config.json", "plan"):
+        plan = plan_from_config(base, file, f"{found.name}/preprocessor_config.json")
+    sizes = (plan.resize,) if isinstance(plan.resize, int) else plan.resize
+    if len(plan.mean) != 3 or len(plan.std) != 3 or not all(plan.std) or not all(0 < s <= MOST for s in sizes):
+        raise UserError(
+            f"{plan.source}: a plan needs 3 means, 3 deviations other than 0, and sizes of 1 to {MOST} pixels"
+        )
     if plan.crop != base.crop:
         got, fits = (f"{height}x{width}" for height, width in (plan.crop, base.crop))
         raise UserError(f"{plan.source}: a crop of {got} does not fit the model's {fits}")

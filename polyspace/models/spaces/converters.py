@@ -7,11 +7,13 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from typing_extensions import TypedDict
 
 from polyspace.utils.checkpoint_io import load_versioned, save_torch
 from polyspace.utils.errors import UserError, did_you_mean
 from polyspace.utils.moments import Moments
 from polyspace.utils.procrustes import procrustes_from_moments
+from polyspace.utils.reading import FAULTS, brief, check_form
 from polyspace.utils.ridge import fit_ridge
 from polyspace.utils.standardise import Standardiser
 
@@ -132,10 +134,21 @@ def save_converters(path: Path, bank: ConverterBank, about: Mapping[str, Any]) -
     save_torch(path, {"format": FORMAT, "format_version": VERSION, "state": bank.state_dict(), **about})
 
 
+class About(TypedDict):
+    """What stands in every file of converters; further keys are for people."""
+
+    state: dict[str, Any]
+    student: str
+    spaces: dict[str, dict[str, Any]]
+    kind: str
+    held_out: dict[str, Any]
+
+
 def load_converters(path: Path) -> tuple[ConverterBank, dict[str, Any]]:
     """The bank and what stands beside it in the file; UserError for a file of another kind or version. Files of
     version 1 hold linear maps only and load as they are."""
     about = load_versioned(path, FORMAT, VERSION, "converters file", also=(1,))
+    check_form(about, About, path, "converters file")
     return bank_from_state(about.pop("state"), str(path)), about
 
 
@@ -150,8 +163,8 @@ def bank_from_state(state: Mapping[str, Tensor], where: str, order: Sequence[str
         if order is not None and sorted(order) != sorted(parts):
             raise ValueError(f"spaces {sorted(parts)}, expected {sorted(order)}")
         bank = ConverterBank({name: _rebuilt(parts[name]) for name in order or parts})
-    except (KeyError, RuntimeError, ValueError) as error:
-        raise UserError(f"{where} lacks a part of a converter ({error})") from error
+    except FAULTS as error:
+        raise UserError(f"{where} lacks a part of a converter ({brief(error)})") from error
     return bank.eval().requires_grad_(False)
 
 

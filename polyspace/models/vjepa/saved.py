@@ -1,17 +1,37 @@
 """An encoder on disk: encoder.safetensors, and encoder.json with how to build it and what goes in."""
 
 import inspect
+import typing
 from pathlib import Path
 from typing import Any
 
 from torch import nn
+from typing_extensions import NotRequired, TypedDict
 
 from polyspace.models.vjepa.vit import HNetViT, TubeletViT
-from polyspace.utils.checkpoint_io import load_strict, load_tensors, read_json, save_tensors, sha256_file, write_sealed
+from polyspace.utils.checkpoint_io import load_built, load_tensors, read_json, save_tensors, sha256_file, write_sealed
 from polyspace.utils.errors import UserError, did_you_mean
+from polyspace.utils.reading import FAULTS, brief, check_form
 
 VERSION = 2  # 2: single numbers have a dim
 ARCHITECTURES: dict[str, type[HNetViT] | type[TubeletViT]] = {"hnet": HNetViT, "tubelet": TubeletViT}
+
+
+MOST, MOST_LAYERS = 1 << 16, 1 << 9  # of any size that encoder.json may ask for
+
+
+class Input(TypedDict):
+    frames: int
+    size: int
+    mean: list[float]
+    std: list[float]
+
+
+class About(TypedDict):
+    encoder: dict[str, Any]
+    sha256: str
+    data: NotRequired[dict[str, Any]]
+    input: NotRequired[Input | None]
 
 
 def make_encoder(values: dict[str, Any], where: str = "encoder") -> HNetViT | TubeletViT:
@@ -26,10 +46,16 @@ def make_encoder(values: dict[str, Any], where: str = "encoder") -> HNetViT | Tu
     for key in given:
         if key not in known:
             raise UserError(f"{where}: {key} has no meaning for arch {arch}{did_you_mean(key, known)}")
+    hints = typing.get_type_hints(ARCHITECTURES[arch].__init__)
+    for key, value in given.items():
+        check_form(value, hints.get(key, Any), where, f"{key} of an encoder in")
+        most = MOST_LAYERS if key in ("depth", "cell_depth", "conv_blocks") else MOST
+        if any(isinstance(v, int) and abs(v) > most for v in (value if isinstance(value, tuple) else (value,))):
+            raise UserError(f"{where}: {key} of {value!r:.40} is beyond reason (at most {most})")
     try:
         return ARCHITECTURES[arch](**given)
-    except (TypeError, ValueError) as error:
-        raise UserError(f"{where}: {error}") from error
+    except (AssertionError, *FAULTS) as error:
+        raise UserError(f"{where}: {brief(error)}") from error
 
 
 def save_encoder(
@@ -48,10 +74,7 @@ def find_encoder(base: Path) -> Path | None:
 
 def read_encoder(folder: Path) -> dict[str, Any]:
     """What encoder.json says: `encoder`, `data`, `input`, `sha256`."""
-    about = read_json(folder / "encoder.json", "encoder")
-    if not {"encoder", "sha256"} <= about.keys():
-        raise UserError(f"{folder / 'encoder.json'} is not an encoder's")
-    return about
+    return read_json(folder / "encoder.json", "encoder", About)
 
 
 def load_encoder(folder: str | Path) -> HNetViT | TubeletViT:
@@ -62,9 +85,7 @@ def load_encoder(folder: str | Path) -> HNetViT | TubeletViT:
         raise UserError(f"encoder {file} does not exist")
     if sha256_file(file) != about["sha256"]:
         raise UserError(f"{file} is damaged: its sha256 is not the recorded one")
-    encoder = make_encoder(about["encoder"], str(folder / "encoder.json"))
     state = load_tensors(file, "encoder")
     if about.get("version") == 1:
         state = {key: value.reshape(1) if value.ndim == 0 else value for key, value in state.items()}
-    load_strict(encoder, state, folder)
-    return encoder.eval()
+    return load_built(lambda: make_encoder(about["encoder"], str(folder / "encoder.json")), state, folder).eval()

@@ -1,6 +1,5 @@
 """Settings and steps that language, probe and action have in common."""
 
-import json
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from torch import Tensor
 from polyspace.models.vjepa.saved import find_encoder, load_encoder, read_encoder, save_encoder
 from polyspace.models.vjepa.vit import HNetViT, TubeletViT
 from polyspace.report.figures import curves_figure, save_figure
+from polyspace.train.checkpoint import latest_step
 from polyspace.train.loop import fit
 from polyspace.train.machine import Machine
 from polyspace.train.phase import Phase
@@ -21,6 +21,7 @@ from polyspace.utils import distrib
 from polyspace.utils.checkpoint_io import read_json, sha256_file, write_sealed
 from polyspace.utils.errors import UserError
 from polyspace.utils.log import say
+from polyspace.utils.reading import read_json_lines, reads
 
 Unfreeze = Literal["none", "routing", "all"]
 
@@ -114,15 +115,16 @@ def fit_phase(
 
 def curves(folder: Path, series: dict[str, str], y_label: str) -> list[str]:
     """One picture of held-out metrics over updates, before the first included; its path, if there is anything."""
-    rows = [read_json(folder / "first.json", "metrics")]
+    rows = [read_json(folder / "first.json", "metrics", dict[str, Any])]
     log = folder / "metrics.jsonl"
     if log.is_file():
-        rows += [row for row in map(json.loads, log.read_text().splitlines()) if row.get("eval")]
-    lines = {
-        title: ([r["step"] for r in rows if key in r], [r[key] for r in rows if key in r])
-        for key, title in series.items()
-        if any(key in r for r in rows)
-    }
+        rows += [row for row in read_json_lines(log, "metrics") if row.get("eval")]
+    with reads(log, "metrics"):
+        lines = {
+            title: ([int(r["step"]) for r in rows if key in r], [float(r[key]) for r in rows if key in r])
+            for key, title in series.items()
+            if any(key in r for r in rows)
+        }
     if not lines:
         return []
     figure = curves_figure(lines, x_label="update", y_label=y_label)
@@ -134,7 +136,7 @@ def entry(
 ) -> dict[str, Any]:
     """What the pipeline manifest says about a phase."""
     return {
-        "checkpoint": str(folder / (folder / "latest").read_text().strip()),
+        "checkpoint": str(folder / latest_step(folder)),
         "sha256": {str(file): sha256_file(file) for file in files},
         "encoder": {"folder": str(start.folder), "sha256": start.sha256},
         "data": about,
@@ -158,6 +160,8 @@ def link(folder: Path, start: Start) -> dict[str, str]:
 
 def linked_encoder(folder: Path, about: dict[str, Any]) -> Path:
     """The folder of the encoder that `link` named; UserError where another one lies there now."""
+    if not isinstance(about.get("encoder"), str):
+        raise UserError(f"{folder} does not say which encoder it was trained on")
     place = folder / about["encoder"]
     if read_encoder(place)["sha256"] != about["encoder_sha256"]:
         raise UserError(f"{folder} was trained on another encoder than the one in {place}")

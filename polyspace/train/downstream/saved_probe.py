@@ -6,10 +6,20 @@ from typing import Any
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
+from typing_extensions import TypedDict
 
 from polyspace.models.heads import AttentiveHead, WeighedHead
-from polyspace.utils.checkpoint_io import load_strict, load_tensors, read_json, save_tensors, sha256_file, write_sealed
+from polyspace.utils.checkpoint_io import load_built, load_tensors, read_json, save_tensors, sha256_file, write_sealed
 from polyspace.utils.errors import UserError
+
+
+class About(TypedDict):
+    pooling: str
+    loss: str
+    classes: list[str]
+    dim: int
+    encoder_sha256: str
+    sha256: str
 
 
 def save_probe(folder: Path, head: nn.Module, mean: Tensor, std: Tensor, about: dict[str, Any]) -> Path:
@@ -40,7 +50,7 @@ class Probe(nn.Module):
 def load_probe(folder: str | Path) -> Probe:
     """The probe that `save_probe` wrote, in eval mode; `several` where a clip can have more than one class."""
     folder = Path(folder)
-    about = read_json(folder / "probe.json", "probe")
+    about = read_json(folder / "probe.json", "probe", About)
     file = folder / "probe.safetensors"
     state = load_tensors(file, "probe")
     if sha256_file(file) != about["sha256"]:
@@ -49,7 +59,9 @@ def load_probe(folder: str | Path) -> Probe:
         raise UserError(f"{folder}: the probe needs saliency labels of every clip it is shown; train one without them")
     classes, dim = about["classes"], about["dim"]
     attentive = about["pooling"] == "attentive"
-    head = AttentiveHead(dim, len(classes)) if attentive else WeighedHead(dim, len(classes), about["pooling"])
-    probe = Probe(head, dim, classes, about["loss"] == "bce")
-    load_strict(probe, state, file)
-    return probe.eval()
+
+    def build() -> Probe:
+        head = AttentiveHead(dim, len(classes)) if attentive else WeighedHead(dim, len(classes), about["pooling"])
+        return Probe(head, dim, classes, about["loss"] == "bce")
+
+    return load_built(build, state, file).eval()

@@ -2,143 +2,101 @@
 
     python bench/featurize.py --out docs/results/featurize.json
 
-Generated clips (real files), the package's small backbones. Measured in one run, start-up excluded:
+Generated clips, and real ones where POLYSPACE_REAL_DATA holds some; the package's small backbones, then architectures
+of published size with random weights (which cost the same). Measured in one run, loading excluded:
   floor       single-thread CPU seconds of decode + preprocessing + forwards, measured alone in one process, over cores
   featurize   wall seconds of the command's working loop with one worker a core
   plain       a loop per model with its own decoding (PyAV, whole clip) and transformers, torch's own threads
 """
 
 import argparse
-import datetime
-import json
 import os
-import platform
 import shutil
-import sys
 import tempfile
-import time
 from pathlib import Path
+from typing import Any
 
 import torch
+from featurize_arms import TEACHERS, Job, featurize_seconds, floor_parts, full_size_weights, plain_seconds, write_clips
 
-from polyspace.data import build_dataset
-from polyspace.data.extract import BatchDataset, Views
-from polyspace.data.feature_store import StoreWriter
-from polyspace.data.featurize import FeaturizeConfig, featurize, forward_of, open_source, store_settings
-from polyspace.data.sampling import Sampling, segment_indices
-from polyspace.data.synthetic import SyntheticConfig, generate
-from polyspace.data.transforms import prepare
 from polyspace.train.embedded.assets import assets
 from polyspace.train.embedded.make import TASKS
-from polyspace.utils.checkpoint_io import write_json
-from polyspace.utils.log import quiet_libraries, table
-
-TEACHERS = ["videomae", "timesformer", "vivit"]
-
-
-def configure(root: Path, out: Path, batch: int) -> FeaturizeConfig:
-    places = [f"{name}={assets() / name}" for name in TASKS]
-    return FeaturizeConfig(
-        dataset="hmdb51",
-        root=root,
-        out=out,
-        teachers=TEACHERS,
-        checkpoint=places,
-        batch=batch,
-        workers=os.cpu_count() or 1,
-    )
+from polyspace.utils.checkpoint_io import write_json, write_text
+from polyspace.utils.log import quiet_libraries, say, table
+from polyspace.utils.run_info import run_info
 
 
-def floor_seconds(config: FeaturizeConfig) -> dict[str, float]:
-    """Single-thread CPU seconds of each part over all clips, nothing else running."""
-    torch.set_num_threads(1)
-    data, cards = open_source(config)
-    writer = StoreWriter(config.out / "x.json", store_settings(config, data, cards), config.batch)
-    plans = {n: c.plan for n, c in cards.items()}
-    dataset = BatchDataset([r.path for r in data.records], plans, Views(Sampling()), 16, writer, None)
-    forwards = {n: forward_of(c.load(), torch.device("cpu"), False) for n, c in cards.items()}
-    seconds = {"decode": 0.0, "prepare": 0.0, "forward": 0.0}
-    with torch.inference_mode():
-        for index in range(len(dataset)):
-            batch = dataset.decode(index)
-            if index == 0:  # warm up kernels
-                for name, video in batch.inputs.items():
-                    forwards[name](video)
-            seconds["decode"] += batch.seconds["decode"]
-            seconds["prepare"] += batch.seconds["prepare"]
-            start = time.thread_time()
-            for name, video in batch.inputs.items():
-                forwards[name](video)
-            seconds["forward"] += time.thread_time() - start
-    return seconds
+def measure(job: Job, work: Path, repeats: int) -> list[dict[str, Any]]:
+    """One row per precision: medians are left to the reader, every repeat is kept."""
+    rows: list[dict[str, Any]] = []
+    for precision in ("fp32", "bf16"):
+        for repeat in range(repeats):
+            parts = floor_parts(job, precision)
+            seconds, store = featurize_seconds(job, work / f"{precision}_{repeat}", precision)
+            plain = plain_seconds(job, precision)
+            row = {"precision": precision, "clips": len(store), "floor_s": sum(parts.values()) / (os.cpu_count() or 1)}
+            rows.append(row | {"featurize_s": seconds, "plain_s": plain} | parts)
+            say(f"{precision}: floor {row['floor_s']:.2f} s, featurize {seconds:.2f} s, plain {plain:.2f} s")
+            if precision == "fp32":
+                exact = store
+            rows[-1]["cosine"] = {
+                s: torch.cosine_similarity(store.features(s), exact.features(s)).min().item() for s in store.spaces
+            }
+    return rows
 
 
-@torch.inference_mode()
-def plain_seconds(config: FeaturizeConfig) -> float:
-    """Wall seconds of the usual script: for each model and clip decode everything, sample, preprocess, forward."""
-    import av
+def best(rows: list[dict[str, Any]], precision: str, key: str) -> float:
+    return min(row[key] for row in rows if row["precision"] == precision)
 
-    torch.set_num_threads(os.cpu_count() or 1)
-    data, cards = open_source(config)
-    models = {n: c.load() for n, c in cards.items()}
-    start = time.perf_counter()
-    for name, model in models.items():
-        for record in data.records:
-            with av.open(str(record.path)) as file:
-                frames = [f.to_ndarray(format="rgb24") for f in file.decode(video=0)]
-            plan = cards[name].plan
-            picks = segment_indices(len(frames), plan.frames)
-            clip = torch.stack([torch.from_numpy(frames[i]) for i in picks])
-            _ = model(prepare(clip, plan)).pooled
-    return time.perf_counter() - start
+
+def page(found: dict[str, list[dict[str, Any]]], clips: dict[str, int]) -> str:
+    lines = ["# featurize against its floor and against a plain script", ""]
+    lines += [
+        "`python bench/featurize.py`: student and three teachers; the best of repeats; plain is a loop per model with "
+        "its own decoding, as transformers gives them. Cosine is the lowest of all clips and spaces against fp32.",
+        "",
+    ]
+    head = ["models", "clips", "precision", "floor s", "featurize s", "over floor", "plain s", "plain over featurize"]
+    table_rows = []
+    for size, rows in found.items():
+        fp32 = best(rows, "fp32", "plain_s")
+        for precision in ("fp32", "bf16"):
+            floor, ours, plain = (best(rows, precision, k) for k in ("floor_s", "featurize_s", "plain_s"))
+            cosine = min(min(r["cosine"].values()) for r in rows if r["precision"] == precision)
+            more = [f"{plain / ours:.2f}", f"{fp32 / ours:.2f}", f"{cosine:.5f}"]
+            numbers = [f"{floor:.2f}", f"{ours:.2f}", f"{ours / floor:.3f}", f"{plain:.2f}", *more]
+            table_rows.append([size, str(clips[size]), precision, *numbers])
+    lines += table(table_rows, [*head, "plain fp32 over featurize", "cosine"])
+    return "\n".join(lines) + "\n"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--clips", type=int, default=1000)
+    parser.add_argument("--clips", type=int, default=1000, help="generated clips for the small models")
+    parser.add_argument("--full_clips", type=int, default=8, help="clips for the models of published size; 0: none")
     parser.add_argument("--batch", type=int, default=8)
-    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--repeats", type=int, default=3, help="for the small models")
     args = parser.parse_args()
     quiet_libraries()
     work = Path(tempfile.mkdtemp(prefix="bench_featurize_"))
+    found, clips = {}, {}
     try:
-        root = work / "data"
-        generate(
-            SyntheticConfig(layout="hmdb51", out=root, clips=args.clips, classes=8, height=120, width=160, frames=41)
-        )
-        clips = len(build_dataset("hmdb51", root, "train").records)
-        rows = []
-        for repeat in range(args.repeats):
-            config = configure(root, work / f"store{repeat}", args.batch)
-            parts = floor_seconds(config)
-            floor = sum(parts.values()) / (os.cpu_count() or 1)
-            store = featurize(config)
-            report = json.loads(store.path.with_name(f"{store.path.stem}.run.json").read_text())["report"]
-            rows.append(
-                {"floor_s": floor, "featurize_s": report["wall_seconds"], "plain_s": plain_seconds(config)} | parts
-            )
-        for row in rows:
-            row["over_floor"] = row["featurize_s"] / row["floor_s"]
-            row["plain_over_featurize"] = row["plain_s"] / row["featurize_s"]
-        keys = [
-            "floor_s",
-            "featurize_s",
-            "over_floor",
-            "plain_s",
-            "plain_over_featurize",
-            "decode",
-            "prepare",
-            "forward",
-        ]
-        for line in table([[f"{row[k]:.3f}" for k in keys] for row in rows], keys):
-            sys.stdout.write(line + "\n")
-        machine = {"platform": platform.platform(), "cpus": os.cpu_count(), "torch": torch.__version__}
-        date = datetime.date.today().isoformat()
-        result = {"command": "python " + " ".join(sys.argv), "clips": clips, "batch": args.batch, "runs": rows}
-        write_json(args.out, result | {"machine": machine, "date": date})
+        places = {name: assets() / name for name in ("vjepa2", *TEACHERS) if name in TASKS}
+        job = Job(work / "clips", places, args.batch)
+        clips["small"] = write_clips(job.root, args.clips)
+        found["small"] = measure(job, work / "small", args.repeats)
+        if args.full_clips:
+            job = Job(work / "few", full_size_weights(work / "weights"), 2)
+            clips["full size"] = write_clips(job.root, args.full_clips)
+            found["full size"] = measure(job, work / "full", 1)
     finally:
         shutil.rmtree(work)
+    text = page(found, clips)
+    say(text)
+    run = run_info("bench/featurize.py") | {"cores": os.cpu_count()}
+    write_json(args.out, {"run": run, "clips": clips, "rows": found})
+    write_text(args.out.with_suffix(".md"), text)
 
 
 if __name__ == "__main__":

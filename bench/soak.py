@@ -27,8 +27,6 @@ from polyspace.utils.checkpoint_io import write_json, write_text
 from polyspace.utils.log import say
 from polyspace.utils.run_info import run_info
 
-PAUSE = 4  # a gap of more sampling periods than this is time in which the tree was stopped
-
 
 class Worker:
     """A long-lived process of one kind, with all that was sampled of it."""
@@ -42,7 +40,7 @@ class Worker:
         self.process.start()
         self.samples: list[dict[str, Any]] = []
         self.rounds: list[dict[str, Any]] = []
-        self.active, self.paused = 0.0, []
+        self.active = self.passed = 0.0  # seconds of computing, and by the clock
         self.expect("ready")
 
     def expect(self, wanted: str) -> None:
@@ -64,23 +62,26 @@ class Worker:
         return message[0] == wanted
 
     def turn(self, seconds: float) -> None:
-        """Work and sample for so many seconds of active time, and to the end of the round that is then running."""
-        times, begun, stopping = [time.monotonic()], self.active, False
+        """Sample while it works for so many seconds of computing, and to the end of the round that is then running."""
+        until, stopping = self.active + seconds, False
         self.pipe.send("go")
+        last = self.look()
         while True:
-            clock, gaps = active_clock(times, PAUSE * self.every)
-            self.active = begun + clock[-1]
-            if len(times) > 1:
-                self.samples.append({"active_s": self.active} | reading(self.process.pid, self.folder / "tmp"))
-            if clock[-1] >= seconds and not stopping:
-                self.pipe.send("stop")
-                stopping = True
-            due = times[-1] + self.every
+            due = time.monotonic() + self.every
             while (left := due - time.monotonic()) > 0:
                 if self.take("stopped", left):
-                    self.paused += gaps
                     return
-            times.append(time.monotonic())
+            now = self.look()
+            self.active += active_clock([last["at"], now["at"]], [last["cpu_s"], now["cpu_s"]])[-1]
+            self.passed += now["at"] - last["at"]
+            self.samples.append({"active_s": self.active} | now)
+            last = now
+            if self.active >= until and not stopping:
+                self.pipe.send("stop")
+                stopping = True
+
+    def look(self) -> dict[str, Any]:
+        return {"at": time.monotonic()} | reading(self.process.pid, self.folder / "tmp")
 
     def end(self) -> None:
         if self.process.is_alive():
@@ -119,7 +120,7 @@ def write(out: Path, workers: list[Worker]) -> None:
         "command": f"python bench/soak.py --out {out.name}",
         "minutes": round(minutes, 1),
         "real_clips": bool(os.environ.get("POLYSPACE_REAL_DATA")),
-        "kinds": {w.kind: summary(w.samples, w.rounds, w.paused) for w in workers},
+        "kinds": {w.kind: summary(w.samples, w.rounds, w.passed) for w in workers},
         "environment": run_info("soak")["environment"],
     }
     write_json(out, about)
@@ -130,8 +131,8 @@ def write(out: Path, workers: list[Worker]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--minutes", type=float, default=60, help="of work in all, pauses not counted")
-    parser.add_argument("--turn", type=float, default=3, help="minutes that each process works before the other does")
+    parser.add_argument("--minutes", type=float, default=60, help="of computing in all, waiting not counted")
+    parser.add_argument("--turn", type=float, default=1, help="minutes that each process works before the other does")
     parser.add_argument("--every", type=float, default=3, help="seconds between samples")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="bench_soak_") as work:

@@ -24,9 +24,7 @@ CURVE = 400  # points that a curve keeps
 BLOCKS = 24
 
 
-def summary(
-    samples: Sequence[dict[str, Any]], rounds: Sequence[dict[str, Any]], paused: Sequence[float]
-) -> dict[str, Any]:
+def summary(samples: Sequence[dict[str, Any]], rounds: Sequence[dict[str, Any]], passed: float) -> dict[str, Any]:
     """Of one kind: trends at work and at rest, and a thinned curve of each."""
     at_work, at_rest = [s["active_s"] for s in samples], [r["active_s"] for r in rounds]
     thin = samples[:: max(1, -(-len(samples) // CURVE))]
@@ -36,7 +34,7 @@ def summary(
         "cpu_minutes": round((samples[-1]["cpu_s"] - samples[0]["cpu_s"]) / 60, 2),
         "rounds": len(rounds),
         "samples": len(samples),
-        "pauses_s": [round(gap, 1) for gap in paused],
+        "passed_minutes": round(passed / 60, 2),
         "at_work": {key: rounded(trend(at_work, [s[key] for s in samples], BLOCKS)) for key in MEASURES},
         "at_rest": {key: rounded(trend(at_rest, [r[key] for r in rounds])) for key in AT_REST},
         "curve": {key: [round(s[key], 1) for s in thin] for key in shown},
@@ -70,17 +68,17 @@ def soak_page(about: dict[str, Any]) -> str:
         "",
         "Two processes that live on take turns and call the commands' own code again and again: one featurizes a folder"
         f" of clips (broken ones{real}) into fresh stores with two workers, the other trains fresh runs of all four"
-        " phases. Slopes are an hour of that process's own work, with 95 % intervals, after the first 15 % of it; the"
+        " phases. Slopes are an hour of that process's own work, with 95 % intervals, after the first 15 %"
+        " of it; time in which it got no processor does not count. The"
         f" line at work goes through the medians of {BLOCKS} stretches, the one at rest through every round's end."
         " Quarters are medians of what follows the warm-up.",
     ]
     header = ["", "an hour", "first quarter", "last quarter", "difference", "highest"]
     for kind, k in about["kinds"].items():
-        pauses = f", stopped {len(k['pauses_s'])} times for {sum(k['pauses_s']):.0f} s" if k["pauses_s"] else ""
         lines += ["", f"## {kind}", ""]
         lines += [
-            f"{k['active_minutes']:.1f} minutes, {k['cpu_minutes']:.1f} CPU minutes, {k['rounds']} rounds,"
-            f" {k['samples']} samples{pauses}.",
+            f"{k['active_minutes']:.1f} minutes of work within {k['passed_minutes']:.0f} by the clock,"
+            f" {k['cpu_minutes']:.1f} CPU minutes, {k['rounds']} rounds, {k['samples']} samples.",
             "",
             "At work:",
             "",

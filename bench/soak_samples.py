@@ -37,15 +37,15 @@ def reading(root: int, temporary: Path) -> dict[str, Any]:
     ticks = os.sysconf("SC_CLK_TCK")
     for pid in tree(root):
         try:
+            fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+            sums["cpu_s"] += sum(map(int, fields[11:15])) / ticks  # its own and that of children that have ended
             lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
             memory = sum(int(line.split()[1]) for line in lines if line.startswith(("Pss_Anon:", "Pss_Shmem:")))
-            fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
             fds = len(os.listdir(f"/proc/{pid}/fd"))
         except OSError:
             continue
         own = {"pss_mib": memory / 1024, "fds": fds, "threads": int(fields[17]), "children": 1}
-        own["cpu_s"] = sum(map(int, fields[11:15] if pid == root else fields[11:13])) / ticks
-        sums = {key: sums[key] + own[key] for key in sums}
+        sums |= {key: sums[key] + own[key] for key in own}
     resident = int(Path(f"/proc/{root}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / MIB
     shared = os.statvfs("/dev/shm")
     used = (shared.f_blocks - shared.f_bfree) * shared.f_frsize / MIB
@@ -53,15 +53,13 @@ def reading(root: int, temporary: Path) -> dict[str, Any]:
     return sums | {"rss_mib": resident, "temp_files": files, "shm_mib": used}
 
 
-def active_clock(times: Sequence[float], longest: float) -> tuple[list[float], list[float]]:
-    """Seconds that count at every sample, and the gaps that do not: where two samples lie more than `longest` seconds
-    apart nobody worked, since the whole tree was stopped."""
-    clock, gaps = [0.0], []
-    for before, now in pairwise(times):
-        paused = now - before > longest
-        gaps += [now - before] if paused else []
-        clock.append(clock[-1] + (0.0 if paused else now - before))
-    return clock, gaps
+def active_clock(times: Sequence[float], cpu: Sequence[float]) -> list[float]:
+    """Seconds of work at every sample: between two samples as many as the processes computed in, and never more than
+    passed. So neither a stopped tree nor one that others crowd out counts as having worked."""
+    clock = [0.0]
+    for (before, used), (now, more) in pairwise(zip(times, cpu, strict=True)):
+        clock.append(clock[-1] + min(now - before, max(0.0, more - used)))
+    return clock
 
 
 def trend(seconds: Sequence[float], values: Sequence[float], blocks: int = 0) -> dict[str, float]:

@@ -34,7 +34,7 @@ SETTINGS = {
 BROKEN_EVERY = 12  # one clip in so many is cut short, one is noise
 
 
-def videos(root: Path, clips: int = 96) -> Path:
+def videos(root: Path, clips: int = 48) -> Path:
     """A folder of generated clips, every twelfth cut in half and every twelfth bytes of noise, and of the real files
     under POLYSPACE_REAL_DATA, if there are any: whole clips of a public data set, and odd or damaged ones."""
     drawn = root / "drawn"

@@ -20,7 +20,7 @@ $(BIN)/python:
 
 # torch goes first and alone, so that no other package's range can choose its build
 $(VENV)/.installed: pyproject.toml constraints.txt | $(BIN)/python
-	$(PIP) "torch==$$(sed -n 's/^torch==//p' constraints.txt)"
+	$(PIP) torch
 	$(PIP) -e .
 	touch $@
 

@@ -29,7 +29,6 @@ from polyspace.data.sampling import Sampling, segment_indices
 from polyspace.data.synthetic import SyntheticConfig, generate
 from polyspace.data.transforms import prepare
 from polyspace.train.embedded.assets import assets
-from polyspace.train.embedded.make import TASKS
 from polyspace.utils.checkpoint_io import write_json
 from polyspace.utils.log import quiet_libraries, table
 
@@ -37,7 +36,7 @@ TEACHERS = ["videomae", "timesformer", "vivit"]
 
 
 def configure(root: Path, out: Path, batch: int) -> FeaturizeConfig:
-    places = [f"{name}={assets() / name}" for name in TASKS]
+    places = [f"{name}={assets() / name}" for name in ("vjepa2", *TEACHERS)]
     return FeaturizeConfig(
         dataset="hmdb51",
         root=root,

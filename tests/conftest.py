@@ -12,8 +12,8 @@ from jaxtyping import install_import_hook
 if sys.version_info < (3, 15):  # jaxtyping 0.3.11's hook gives importlib an argument that 3.15 has dropped
     _HOOK = install_import_hook("polyspace", "typecheck.check")
 
-import pytest  # noqa: E402
-import torch  # noqa: E402
+import pytest
+import torch
 
 REPOSITORY = Path(__file__).parents[1]
 os.environ.setdefault("HF_HUB_OFFLINE", "1")

@@ -113,12 +113,13 @@ def soak(minutes: float, turn: float, every: float, folder: Path, report: Callab
             worker.end()
 
 
-def write(out: Path, workers: list[Worker]) -> None:
+def write(out: Path, asked: float, workers: list[Worker]) -> None:
     """All that is known so far, as JSON, a page and a picture: an hour that is cut short keeps what it measured."""
     minutes = sum(w.active for w in workers) / 60
     about = {
         "command": f"python bench/soak.py --out {out.name}",
         "minutes": round(minutes, 1),
+        "asked": asked,
         "real_clips": bool(os.environ.get("POLYSPACE_REAL_DATA")),
         "kinds": {w.kind: summary(w.samples, w.rounds, w.passed) for w in workers},
         "environment": run_info("soak")["environment"],
@@ -136,7 +137,7 @@ def main() -> None:
     parser.add_argument("--every", type=float, default=3, help="seconds between samples")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="bench_soak_") as work:
-        soak(args.minutes, args.turn, args.every, Path(work), partial(write, args.out))
+        soak(args.minutes, args.turn, args.every, Path(work), partial(write, args.out, args.minutes))
     say(f"-> {args.out.with_suffix('.md')}")
 
 

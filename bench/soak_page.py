@@ -60,13 +60,15 @@ def rows(names: dict[str, str], trends: dict[str, dict[str, float]]) -> list[lis
 
 
 def soak_page(about: dict[str, Any]) -> str:
+    short = " (cut short)" if about["minutes"] < about["asked"] else ""
     where, real = about["environment"], ", real files among them" if about["real_clips"] else ""
     lines = [
-        "# An hour of work: does anything grow?",
+        "# Processes that live on: does anything grow?",
         "",
         f"`{about['command']}`, {where['cpus']} cores, Python {where['python']}, torch {where['torch']}.",
         "",
-        "Two processes that live on take turns and call the commands' own code again and again: one featurizes a folder"
+        f"{about['minutes']:.0f} of {about['asked']:.0f} minutes of work{short}. Two processes take turns and"
+        " call the commands' own code again and again: one featurizes a folder"
         f" of clips (broken ones{real}) into fresh stores with two workers, the other trains fresh runs of all four"
         " phases. Slopes are an hour of that process's own work, with 95 % intervals, after the first 15 %"
         " of it; time in which it got no processor does not count. The"

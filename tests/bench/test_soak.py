@@ -71,7 +71,7 @@ def test_the_page_names_every_measure_and_how_long_it_took():
     rounds = [{"active_s": s, "objects": 5} | sample for s in HOUR[::10]]
     kind = summary(samples, rounds, 7200.0)
     assert len(kind["curve"]["fds"]) == 101 and kind["cpu_minutes"] == 60
-    about = {"command": "x", "real_clips": False, "kinds": {"train": kind}}
+    about = {"command": "x", "real_clips": False, "minutes": 50.0, "asked": 60.0, "kinds": {"train": kind}}
     text = soak_page(about | {"environment": {"cpus": 2, "python": "3", "torch": "2"}})
     assert (
         "60.0 minutes of work within 120 by the clock" in text

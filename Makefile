@@ -61,6 +61,8 @@ bench: $(VENV)/.installed-dev
 	$(BIN)/python bench/train_step.py --ranks 1 2 --out docs/results/train_step.json
 	$(BIN)/python bench/students.py --hnet outputs/saliency --tubelet outputs/tubelet --out docs/results/students.json
 	$(BIN)/python bench/planning.py --encoder outputs/saliency/seed_0 --out docs/results/planning.json
+	$(BIN)/python bench/startup.py --out docs/results/startup.json
+	$(BIN)/python bench/soak.py --out docs/results/soak.json
 	$(BIN)/polyspace demo --out outputs/demo
 	$(BIN)/python bench/alignment.py --demo outputs/demo --out docs/results/demo.json
 

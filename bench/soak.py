@@ -117,7 +117,7 @@ def write(out: Path, asked: float, workers: list[Worker]) -> None:
     """All that is known so far, as JSON, a page and a picture: an hour that is cut short keeps what it measured."""
     minutes = sum(w.active for w in workers) / 60
     about = {
-        "command": f"python bench/soak.py --out {out.name}",
+        "command": f"python bench/soak.py --out {out}",
         "minutes": round(minutes, 1),
         "asked": asked,
         "real_clips": bool(os.environ.get("POLYSPACE_REAL_DATA")),

@@ -20,7 +20,7 @@ $(BIN)/python:
 
 # torch goes first and alone, so that no other package's range can choose its build
 $(VENV)/.installed: pyproject.toml constraints.txt | $(BIN)/python
-	$(PIP) "torch==$$(sed -n 's/^torch==//p' constraints.txt)"
+	$(PIP) torch
 	$(PIP) -e .
 	touch $@
 
@@ -58,12 +58,14 @@ bench: $(VENV)/.installed-dev
 	$(BIN)/python bench/open_loop.py --root $${POLYSPACE_REAL_DATA:-../shared/data}/droid/droid_subset --encoder outputs/saliency/seed_0 --out docs/results/open_loop.json
 	$(BIN)/python bench/cost.py --out docs/results/cost.json
 	$(BIN)/python bench/ring.py --out docs/results/ring.json
-	$(BIN)/python bench/train_step.py --ranks 1 2 --out docs/results/train_step.json
+	$(BIN)/python bench/train_step.py --out docs/results/train_step.json
 	$(BIN)/python bench/kills.py --kills 3 --out docs/results/kills.json
 	$(BIN)/python bench/students.py --hnet outputs/saliency --tubelet outputs/tubelet --out docs/results/students.json
 	$(BIN)/python bench/planning.py --encoder outputs/saliency/seed_0 --out docs/results/planning.json
 	$(BIN)/python bench/precision.py --steps 250 --out docs/results/precision.json
 	$(BIN)/python bench/duplicates.py --root $${POLYSPACE_REAL_DATA:-../shared/data} --out docs/results/duplicates.json
+	$(BIN)/python bench/startup.py --out docs/results/startup.json
+	$(BIN)/python bench/soak.py --out docs/results/soak.json
 	$(BIN)/polyspace demo --out outputs/demo
 	$(BIN)/python bench/alignment.py --demo outputs/demo --out docs/results/demo.json
 

@@ -1,4 +1,4 @@
-"""Shared fixtures. Shapes in our signatures are checked at run time in every test."""
+"""Shared fixtures. Shapes in our signatures are checked at run time in every test (Python < 3.15)."""
 
 import json
 import os
@@ -9,11 +9,12 @@ from pathlib import Path
 
 from jaxtyping import install_import_hook
 
-_HOOK = install_import_hook("polyspace", "typecheck.check")
+if sys.version_info < (3, 15):  # jaxtyping 0.3.11's hook gives importlib an argument that 3.15 has dropped
+    _HOOK = install_import_hook("polyspace", "typecheck.check")
 
-import hypothesis  # noqa: E402
-import pytest  # noqa: E402
-import torch  # noqa: E402
+import hypothesis
+import pytest
+import torch
 
 # the same examples in every run, few enough for a test that is run often; a busy machine is no failure
 hypothesis.settings.register_profile(

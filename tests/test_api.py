@@ -229,6 +229,8 @@ def test_the_examples_run(made, clip, line, monkeypatch, capsys):
     monkeypatch.chdir(made)
     shutil.copyfile(clip, "clip.mp4")
     name, *words = line.split()
+    if name == "plan_with_cem.py":
+        pytest.importorskip("gym_pusht", reason="needs polyspace[robot]")
     monkeypatch.setattr(sys, "argv", [name, *words])
     runpy.run_path(str(REPOSITORY / "examples" / name), run_name="__main__")
     assert capsys.readouterr().out.strip()

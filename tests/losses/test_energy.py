@@ -2,6 +2,7 @@ import math
 
 import pytest
 import torch
+from typecheck import unchecked
 
 from polyspace.losses.auxiliaries import boundary_loss, entropy_loss, ratio_loss
 from polyspace.losses.energy import aligned_energy_loss, energy, energy_loss, global_mean
@@ -45,7 +46,7 @@ def test_half_precision_is_widened():
 
 def test_an_unknown_energy_is_refused():
     with pytest.raises(ValueError, match="unknown energy 'l7'"):
-        energy.__wrapped__(torch.ones(1, 2), torch.ones(1, 2), "l7")
+        unchecked(energy)(torch.ones(1, 2), torch.ones(1, 2), "l7")
 
 
 def test_aligned_energy_is_the_pairs_alone_once_negatives_are_far():

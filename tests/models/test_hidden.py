@@ -1,6 +1,7 @@
 import pytest
 import torch
 from small_hnet import GRID, U, clips, encoder, hide, pixels
+from typecheck import unchecked
 
 from polyspace.models.hnet.column_resnet import ColumnResNet
 from polyspace.models.hnet.encoder import expand_hidden, pack_visible
@@ -68,7 +69,7 @@ def test_a_mask_must_be_bool_and_as_long_as_the_batch():
     with pytest.raises(ValueError, match="hidden has 2 clips, the video has 3"):
         expand_hidden(hide("future", 2), GRID, 3)
     with pytest.raises(ValueError, match="must be bool"):
-        expand_hidden.__wrapped__(hide("future").long(), GRID, 3)
+        unchecked(expand_hidden)(hide("future").long(), GRID, 3)
     for model in (encoder(), encoder(stem="tubelet"), TubeletViT(32, 1, 2, U)):
         with pytest.raises(ValueError, match="without a clip"):
             model(clips()[:0], hide("future", 0))

@@ -1,5 +1,6 @@
 import pytest
 import torch
+from typecheck import unchecked
 
 from polyspace.models.spaces.tokens import resample_tokens
 
@@ -31,4 +32,4 @@ def test_linear_content_stays_where_it_is_away_from_the_rim(grid, wanted):
 
 def test_tokens_that_do_not_fill_their_grid_are_refused():
     with pytest.raises(ValueError, match="do not fill"):
-        resample_tokens.__wrapped__(torch.randn(1, 7, 2), (2, 2, 2), (1, 1, 1))
+        unchecked(resample_tokens)(torch.randn(1, 7, 2), (2, 2, 2), (1, 1, 1))

@@ -3,6 +3,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from typecheck import unchecked
 
 from polyspace.models.spaces.converters import ConverterBank, LinearConverter, ResidualMLP
 from polyspace.models.spaces.fusion import matched_pair
@@ -38,9 +39,7 @@ def test_counting_leaves_the_callers_converters_where_they_are_and_counts_all_of
     fusion, _ = matched_pair(6, bank.dims, 16, 3)
     before = {k: v.clone() for k, v in bank.state_dict().items()}
     card = SimpleNamespace(flops=lambda: 10, params=lambda: 20)
-    table = cost_table.__wrapped__.__wrapped__(
-        {"s": card, "t": card}, "s", bank, fusion, torch.device("meta"), batches=()
-    )
+    table = unchecked(cost_table)({"s": card, "t": card}, "s", bank, fusion, torch.device("meta"), batches=())
     assert all(torch.equal(v, before[k]) for k, v in bank.state_dict().items())
     weights = sum(x.numel() for x in (*bank.parameters(), *bank.buffers(), *fusion.parameters()))
     assert table[HEAD]["params"] == weights and table[f"student + {HEAD}"]["params"] == weights + 20

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import torch
 from torch import nn
+from typecheck import unchecked
 
 from polyspace.models.backbones.base import Classifier
 from polyspace.models.spaces.converters import ConverterBank, LinearConverter
@@ -34,7 +35,7 @@ def store(n: int, seed: int, unlabelled: int = 0):
 
 def table(converters):
     bank = ConverterBank(converters)
-    return retained_table.__wrapped__(store(300, 0), store(200, 1, 20), bank, {"share": 0.2, "seed": 0})
+    return unchecked(retained_table)(store(300, 0), store(200, 1, 20), bank, {"share": 0.2, "seed": 0})
 
 
 def test_a_perfect_translation_retains_everything_and_a_constant_one_falls_to_chance():
@@ -63,7 +64,7 @@ def test_no_share_is_given_where_a_blind_teacher_names_the_largest_class():
         return SimpleNamespace(**(vars(made) | {"labels": lambda: label, "manifest": manifest}))
 
     bank = ConverterBank({"blind": LinearConverter(torch.zeros(D, 4), torch.zeros(4))})
-    found = retained_table.__wrapped__(skewed(300, 0), skewed(200, 1), bank, {"share": 0.2, "seed": 0})["blind"]
+    found = unchecked(retained_table)(skewed(300, 0), skewed(200, 1), bank, {"share": 0.2, "seed": 0})["blind"]
     assert found["true"] > 0.6 and found["retained"] is None
 
 
@@ -80,7 +81,7 @@ def heads(bank_map, names=NAMES):
         "blind": SimpleNamespace(classifier=lambda: None),
     }
     bank = ConverterBank({"same": bank_map, "blind": LinearConverter(torch.zeros(D, 4), torch.zeros(4))})
-    return teacher_heads.__wrapped__(cards, store(200, 1, 20), bank)
+    return unchecked(teacher_heads)(cards, store(200, 1, 20), bank)
 
 
 def test_a_teachers_head_agrees_with_itself_on_perfect_translations_and_by_chance_on_constant_ones():

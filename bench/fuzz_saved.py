@@ -12,6 +12,7 @@ import yaml
 from fuzz_readers import Reader, check_inside, check_text
 
 from polyspace.utils.checkpoint_io import sha256_file, sha256_json
+from polyspace.utils.reading import SEAL
 
 REPOSITORY = Path(__file__).parents[1]
 
@@ -27,6 +28,10 @@ def taken(*parts: str) -> Any:
             else:
                 target.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(source, target)
+        for path in folder.rglob("*.json"):  # readers take JSON without its seal: what is changed gets past it
+            about = json.loads(path.read_text())
+            if isinstance(about, dict) and about.pop(SEAL, None) is not None:
+                path.write_text(json.dumps(about))
 
     return make
 

@@ -181,6 +181,9 @@ class VideoReader:
         if stream.codec_context is None:
             raise VideoError(self.path, "no decoder for its video codec")
         width, height = stream.codec_context.width, stream.codec_context.height
+        if not width * height:  # perhaps the limit took it away: what the head alone says, nothing being decoded
+            with av.open(self.path, metadata_errors="replace", options={"probesize": "32"}) as file:
+                width, height = file.streams[stream.index].width, file.streams[stream.index].height
         if width * height > MAX_PIXELS:
             raise VideoError(self.path, f"absurd frame size {width}x{height}")
         stream.codec_context.options = _LIMITS[0]

@@ -270,7 +270,7 @@ def test_a_name_that_no_system_has_is_a_missing_clip(tmp_path):
 
 
 def test_no_manifest_names_a_file_outside_its_folder(made, tmp_path):
-    about = json.loads((made / "features" / "features_hmdb51_train.json").read_text())
+    about = read_json(made / "features" / "features_hmdb51_train.json")
     about["shards"][0]["file"] = "../" + about["shards"][0]["file"]
     (tmp_path / "s.json").write_text(json.dumps(about))
     with pytest.raises(UserError, match="names a shard outside its folder"):

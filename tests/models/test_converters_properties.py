@@ -138,8 +138,9 @@ def test_a_saved_bank_comes_back_to_the_bit_and_in_order(d, outs, seed, network)
     if network:
         for parameter in bank.parameters():
             torch.nn.init.normal_(parameter)
+    about = {"student": "s", "spaces": {}, "kind": "ridge", "held_out": {}, "seed": seed}
     with TemporaryDirectory() as folder:
-        save_converters(Path(folder) / "c.pt", bank, {"seed": seed})
+        save_converters(Path(folder) / "c.pt", bank, about)
         loaded, about = load_converters(Path(folder) / "c.pt")
     x = normal(seed, 4, d)
     assert about["seed"] == seed and list(loaded.dims.items()) == list(zip(names, outs, strict=True))

@@ -34,7 +34,7 @@ def test_ridge_recovers_a_linear_map_and_the_mean_control_ignores_its_input():
 
 def test_a_bank_comes_back_bit_for_bit(tmp_path):
     made = bank()
-    save_converters(tmp_path / "c.pt", made, {"student": "s"})
+    save_converters(tmp_path / "c.pt", made, {"student": "s", "spaces": {}, "kind": "ridge", "held_out": {}})
     loaded, about = load_converters(tmp_path / "c.pt")
     x = torch.randn(3, D)
     assert about["student"] == "s" and loaded.dims == SPACES

@@ -21,7 +21,7 @@ from polyspace.train.loop import FitSettings, fit
 from polyspace.train.optim import build_adamw
 from polyspace.train.phase import Phase, StepOutput
 from polyspace.train.run import main as run_phases
-from polyspace.utils.checkpoint_io import load_tensors, save_tensors, sha256_file
+from polyspace.utils.checkpoint_io import load_tensors, read_json, save_tensors, sha256_file
 from polyspace.utils.errors import UserError
 
 NAN, INF = float("nan"), float("inf")
@@ -171,7 +171,7 @@ def store(tmp_path_factory):
 def test_a_store_with_what_is_no_number_is_refused_by_all_who_read_it(store, value, tmp_path, capsys):
     shutil.copytree(store / "features", tmp_path / "features")
     path = tmp_path / "features" / "features_hmdb51_train.json"
-    manifest = json.loads(path.read_text())
+    manifest = read_json(path)
     shard = path.parent / manifest["shards"][0]["file"]
     tensors = load_tensors(shard)
     tensors["timesformer"][5, 2] = value

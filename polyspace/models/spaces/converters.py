@@ -130,7 +130,7 @@ class ConverterBank(nn.Module):
 
 
 def save_converters(path: Path, bank: ConverterBank, about: Mapping[str, Any]) -> None:
-    """One file: weights and everything that says what they were fitted on."""
+    """One file: weights and everything that says what they were fitted on, of the form `About`."""
     save_torch(path, {"format": FORMAT, "format_version": VERSION, "state": bank.state_dict(), **about})
 
 

@@ -62,7 +62,7 @@ def test_the_network_adds_what_is_not_linear_and_never_ends_below_ridge(gathered
     assert straight["residual_mlp"]["r2"] >= straight["ridge"]["r2"]
     assert bent["mean"]["r2"] == pytest.approx(0, abs=1e-4) and bent["ridge"]["r2"] > bent["procrustes"]["r2"]
     assert held_out_scores(bank["bent"], gathered["bent"])["r2"] == bent["residual_mlp"]["r2"]
-    save_converters(tmp_path / "c.pt", bank, {"student": "s"})
+    save_converters(tmp_path / "c.pt", bank, {"student": "s", "spaces": {}, "kind": "ridge", "held_out": {}})
     again, _ = load_converters(tmp_path / "c.pt")
     x = torch.randn(4, D)
     assert all(torch.equal(bank[n](x), again[n](x)) for n in gathered) and again.dims == {"bent": 7, "straight": 3}

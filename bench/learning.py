@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from learning_arms import ABLATIONS, ARMS, CLASSES, CLIPS, EQUAL_STEPS, PARTS, SWEEP, Arm
+from learning_arms import ABLATIONS, ARMS, CLASSES, CLIPS, EQUAL_STEPS, FRONT, PARTS, SWEEP, Arm
 from learning_figure import chunk_figures, learning_figure
 from learning_measure import measure, measure_choice, raw_pixels, target_of
 from learning_report import MEASURES, collect, note_states, show, summary
@@ -49,7 +49,7 @@ from polyspace.utils.misc import set_seed
 
 Arms = dict[str, dict[str, Any]]
 FULL = ("main", "equal_steps")  # of the others only what settings are chosen by is measured
-GROUPS = {"main": ARMS, "equal_steps": EQUAL_STEPS, "ablation": ABLATIONS, "sweep": SWEEP}
+GROUPS = {"main": ARMS, "equal_steps": EQUAL_STEPS, "ablation": ABLATIONS, "sweep": SWEEP, "front": FRONT}
 
 
 def clips(work: Path, part: str) -> MovingClips:

@@ -25,6 +25,7 @@ class EncoderConfig(Config):
     cell_depth: int | None = Field(None, ge=0, description="blocks of native sparse attention among cells")
     conv_width: int | None = Field(None, ge=1, description="channels of the ResNet's first stage")
     conv_blocks: tuple[int, ...] | None = Field(None, description="residual units of the ResNet's stages")
+    factored: bool | None = Field(None, description="convolutions in space, then in time: (2+1)D")
     stem: Literal["resnet", "tubelet"] | None = Field(None, description="3-D ResNet, or one linear map")
     soft: bool | None = Field(None, description="assignments by the gate's probabilities, else hard")
     fixed: tuple[int, int, int] | None = Field(None, description="steps, rows, columns of equal blocks; no gate")

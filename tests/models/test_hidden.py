@@ -11,6 +11,7 @@ from polyspace.models.vjepa.vit import TubeletViT
 ENCODERS = {
     "resnet": {},
     "tubelet stem": {"stem": "tubelet"},
+    "factored": {"factored": True},
     "hard": {"soft": False},
     "budget": {"max_chunks": 7},
     "learned selection": {"max_chunks": 7, "learned_selection": True},

@@ -68,14 +68,22 @@ class FrameNorm(nn.Module):
         return F.layer_norm(x, x.shape[2:], scale, shift)
 
 
+def convolution(into: int, out: int, stride: int, spatial: int, factored: bool) -> nn.Module:
+    """3×k×k; `factored`: 1×k×k, GELU, 3×1×1, the "(2+1)D" of R(2+1)D (arXiv 1711.11248, section 3.5) with as many
+    channels between as behind."""
+    if not factored or spatial == 1:
+        return CausalConv3d(into, out, stride, spatial)
+    return nn.Sequential(CausalConv3d(into, out, stride, spatial, frames=1), nn.GELU(), CausalConv3d(out, out, 1, 1))
+
+
 class ResidualUnit(nn.Module):
     """The basic block of ResNet-18 in 3-D, pre-norm: two convolutions and a skip (strided and linear where the shape
     changes)."""
 
-    def __init__(self, into: int, out: int, stride: int, spatial: int) -> None:
+    def __init__(self, into: int, out: int, stride: int, spatial: int, factored: bool = False) -> None:
         super().__init__()
-        self.norm1, self.conv1 = FrameNorm(into), CausalConv3d(into, out, stride, spatial)
-        self.norm2, self.conv2 = FrameNorm(out), CausalConv3d(out, out, 1, spatial)
+        self.norm1, self.conv1 = FrameNorm(into), convolution(into, out, stride, spatial, factored)
+        self.norm2, self.conv2 = FrameNorm(out), convolution(out, out, 1, spatial, factored)
         self.stride = stride
         self.skip = nn.Identity() if into == out and stride == 1 else nn.Linear(into, out)
 
@@ -88,12 +96,21 @@ class ColumnResNet(nn.Module):
     """ResNet-18-3D inside each unit column, temporal resolution kept; channels width·(1, 2, 4, 8).
 
     A stem (1×3×3) halves the unit, stage 1 halves it again from 16 px on, every later stage halves it until it is one
-    pixel; kernels are 3×3×3, and 3×1×1 where the map is one pixel. A cell's feature is a linear map of its own pixels
-    (the tubelet embedding, which alone keeps all motion at random init) plus linear maps of the last map that still has
-    a layout (2×2) and of the deepest one (the same map where few stages are asked for), each over the cell's τ frames.
+    pixel; kernels are 3×3×3 (or `factored`), and 3×1×1 where the map is one pixel. A cell's feature is a linear map of
+    its own pixels (the tubelet embedding, which alone keeps all motion at random init) plus linear maps of the last map
+    that still has a layout (2×2) and of the deepest one (the same map where few stages are asked for), each over the
+    cell's τ frames.
     """
 
-    def __init__(self, dim: int, unit: int, unit_frames: int, width: int, blocks: tuple[int, ...] = (2, 2, 2, 2)):
+    def __init__(
+        self,
+        dim: int,
+        unit: int,
+        unit_frames: int,
+        width: int,
+        blocks: tuple[int, ...] = (2, 2, 2, 2),
+        factored: bool = False,
+    ) -> None:
         super().__init__()
         if unit < 4 or unit & (unit - 1):
             raise ValueError(f"a unit's side is a power of two from 4 on, not {unit}")
@@ -107,8 +124,9 @@ class ColumnResNet(nn.Module):
             stride = 2 if side > 1 and (number > 0 or side > 4) else 1
             side = -(-side // stride)
             spatial = 3 if side > 1 else 1
-            first = ResidualUnit(channels, out, stride, spatial)
-            stages.append(nn.Sequential(first, *(ResidualUnit(out, out, 1, spatial) for _ in range(depth - 1))))
+            first = ResidualUnit(channels, out, stride, spatial, factored)
+            more = (ResidualUnit(out, out, 1, spatial, factored) for _ in range(depth - 1))
+            stages.append(nn.Sequential(first, *more))
             channels = out
             if side == 2:
                 self.layout_stage, layout = number, 4 * out

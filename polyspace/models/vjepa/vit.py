@@ -87,6 +87,7 @@ class HNetViT(nn.Module):
         cell_depth: int = 1,
         conv_width: int = 8,
         conv_blocks: tuple[int, ...] = (2, 2, 2, 2),
+        factored: bool = False,
         stem: Literal["resnet", "tubelet"] = "resnet",
         soft: bool = True,
         fixed: tuple[int, int, int] | None = None,
@@ -109,7 +110,7 @@ class HNetViT(nn.Module):
         self.stem: nn.Module = (
             TubeletStem(width, unit, unit_frames)
             if stem == "tubelet"
-            else ColumnResNet(width, unit, unit_frames, conv_width, conv_blocks)
+            else ColumnResNet(width, unit, unit_frames, conv_width, conv_blocks, factored)
         )
         self.routing = SparseRouting(width, cell_heads, cell_depth, soft, fixed, overlap=overlap)
         self.downsampler = LearnedAttentionPooling(width, cell_heads, learned_pooling, select=learned_selection)

@@ -5,8 +5,6 @@ its mean says nothing. Ward's cost n_a·n_b/(n_a + n_b)·|μ_a − μ_b|², the 
 even. With the square root of its first factor large uniform ground may still become one chunk (docs/log.md).
 """
 
-from dataclasses import dataclass
-
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
@@ -16,22 +14,28 @@ from polyspace.models.hnet.regions import components
 INFINITE = float("inf")
 
 
-@dataclass
+TIDY_EVERY = 8  # rounds between two looks for edges that are of no more use
+
+
 class _Parts:
-    """What the runs of a batch have been merged to so far: sums and numbers of their cells' codes, the cost of the
-    dearest merge inside each, and how many are left in each clip. A part has the number of its lowest run."""
+    """What the runs of a batch have been merged to so far: sums (B,M,D), means and numbers of their cells' codes, the
+    cost of the dearest merge inside each, and how many are left in each clip. A part has the number of its lowest
+    run."""
 
-    total: Float[Tensor, "B M D"]
-    size: Float[Tensor, "B M"]
-    height: Float[Tensor, "B M"]
-    left: Int[Tensor, " B"]
+    def __init__(self, total: Float[Tensor, "B M D"], size: Float[Tensor, "B M"], counts: Int[Tensor, " B"]) -> None:
+        self.total, self.size, self.left = total.clone(), size, counts
+        self.mean = total / size.clamp_min(1)[..., None]
+        self.height = torch.zeros_like(size)
 
-    def cost(self, a: Int[Tensor, "B E"], b: Int[Tensor, "B E"]) -> Float[Tensor, "B E"]:
-        mean = self.total / self.size.clamp_min(1)[..., None]
-        wide = a.shape + mean.shape[-1:]
-        apart = mean.gather(1, a[..., None].expand(wide)) - mean.gather(1, b[..., None].expand(wide))
-        n, m = self.size.gather(1, a), self.size.gather(1, b)
-        return (n * m / (n + m).clamp_min(1)).sqrt() * apart.square().sum(-1)
+    def cost(self, clip: Int[Tensor, " S"], a: Int[Tensor, " S"], b: Int[Tensor, " S"]) -> Float[Tensor, " S"]:
+        """Of merging part a with part b of each clip; the highest number for what is no number, else nothing would
+        merge, for ever."""
+        mean, size, first = self.mean.flatten(0, 1), self.size.flatten(), clip * self.size.shape[1]
+        a, b = first + a, first + b
+        n, m = size.index_select(0, a), size.index_select(0, b)
+        apart = mean.index_select(0, a).sub_(mean.index_select(0, b)).square_().sum(-1)
+        dearest = torch.finfo(n.dtype).max
+        return ((n * m / (n + m).clamp_min(1)).sqrt() * apart).nan_to_num(dearest, dearest)
 
     def merge(
         self,
@@ -39,15 +43,18 @@ class _Parts:
         gone: Int[Tensor, "B K"],
         real: Bool[Tensor, "B K"],
         height: Float[Tensor, "B K"],
-    ) -> Int[Tensor, "B M"]:
-        """Parts `gone` go into `kept` where `real`; returns the new number of every old part."""
+    ) -> tuple[Int[Tensor, "B M"], Bool[Tensor, "B M"]]:
+        """Parts `gone` go into `kept` where `real`; returns the new number of every old part, and which have grown."""
         b, parts, width = self.total.shape
         moved = self.total.gather(1, gone[..., None].expand(-1, -1, width)) * real[..., None]
-        self.total = self.total.scatter_add(1, kept[..., None].expand(-1, -1, width), moved)
+        self.total.scatter_add_(1, kept[..., None].expand(-1, -1, width), moved)
         self.size = self.size.scatter_add(1, kept, self.size.gather(1, gone) * real)
         self.height = _put(self.height, kept, height, real)
         self.left = self.left - real.sum(1)
-        return _put(torch.arange(parts, device=gone.device).expand(b, -1), gone, kept, real)
+        grown = _put(torch.zeros(b, parts, dtype=torch.bool, device=gone.device), kept, real, real)
+        clip, part = grown.nonzero(as_tuple=True)
+        self.mean[clip, part] = self.total[clip, part] / self.size[clip, part].clamp_min(1)[:, None]
+        return _put(torch.arange(parts, device=gone.device).expand(b, -1), gone, kept, real), grown
 
 
 def _put(x: Tensor, index: Int[Tensor, "B K"], value: Tensor, real: Bool[Tensor, "B K"]) -> Tensor:
@@ -72,15 +79,18 @@ def merge_to(
     not depend on the others: one that is done stays as it is.
     """
     a, b, live = edges
-    parts = _Parts(total, size, torch.zeros_like(size), counts)
+    parts = _Parts(total, size, counts)
     merges, surplus = [], (counts - goal).clamp_min(0)
     live = live & (surplus > 0)[:, None]
+    cost, stale = torch.full(a.shape, INFINITE, dtype=size.dtype, device=a.device), live
     while bool(live.any()):
-        most = int(live.sum(1).max())  # edges inside a part are of no more use
-        order = live.to(torch.uint8).argsort(dim=1, descending=True, stable=True)[:, :most]
-        a, b, live = (x.gather(1, order) for x in (a, b, live))
-        dearest = torch.finfo(parts.size.dtype).max  # of what is no number too: else nothing merges, for ever
-        cost = torch.where(live, parts.cost(a, b).nan_to_num(dearest, dearest), INFINITE)
+        if len(merges) % TIDY_EVERY == 0:
+            live = live & ~_repeated(torch.where(live, torch.minimum(a, b) * size.shape[1] + torch.maximum(a, b), -1))
+            order = live.to(torch.uint8).argsort(dim=1, descending=True, stable=True)[:, : int(live.sum(1).max())]
+            a, b, live, cost, stale = (x.gather(1, order) for x in (a, b, live, cost, stale))
+            stale = stale & live
+        clip, edge = stale.nonzero(as_tuple=True)
+        cost = cost.index_put((clip, edge), parts.cost(clip, a[clip, edge], b[clip, edge]))
         chosen = live & _mutual(a, b, cost, parts.size.shape[1])
         number = int(chosen.sum(1).max())
         pick = chosen.to(torch.uint8).argsort(dim=1, descending=True, stable=True)[:, :number]
@@ -88,16 +98,25 @@ def merge_to(
         height = torch.stack([cost, parts.height.gather(1, a), parts.height.gather(1, b)]).amax(0).gather(1, pick)
         real = chosen.gather(1, pick)
         merges.append((kept, gone, torch.where(real, height, INFINITE)))
-        renamed = parts.merge(kept, gone, real, height)
+        renamed, grown = parts.merge(kept, gone, real, height)
         a, b = renamed.gather(1, a), renamed.gather(1, b)
         limit = _nth_lowest(torch.cat([m[2] for m in merges], 1), surplus)
         done = (parts.left <= goal) & (cost.amin(1) > limit)
         live = live & (a != b) & ~done[:, None]
+        cost = torch.where(live, cost, INFINITE)
+        stale = live & (grown.gather(1, a) | grown.gather(1, b))  # one merge changes few costs
     if not merges:
         return torch.arange(size.shape[1], device=size.device).expand(len(size), -1)
     kept, gone, heights = (torch.cat(x, 1) for x in zip(*merges, strict=True))
     rank = heights.argsort(dim=1, stable=True).argsort(dim=1, stable=True)
     return components(kept, gone, (rank < surplus[:, None]) & (heights < INFINITE), size.shape[1])
+
+
+def _repeated(key: Int[Tensor, "B E"]) -> Bool[Tensor, "B E"]:
+    """Where a number stands that stood in its row before."""
+    ranked, order = key.sort(dim=1, stable=True)
+    again = torch.cat([torch.zeros_like(ranked[:, :1], dtype=torch.bool), ranked[:, 1:] == ranked[:, :-1]], 1)
+    return torch.zeros_like(again).scatter(1, order, again)
 
 
 def _mutual(

@@ -58,7 +58,7 @@ bench: $(VENV)/.installed-dev
 	$(BIN)/python bench/open_loop.py --root $${POLYSPACE_REAL_DATA:-../shared/data}/droid/droid_subset --encoder outputs/saliency/seed_0 --out docs/results/open_loop.json
 	$(BIN)/python bench/cost.py --out docs/results/cost.json
 	$(BIN)/python bench/ring.py --out docs/results/ring.json
-	$(BIN)/python bench/train_step.py --out docs/results/train_step.json
+	$(BIN)/python bench/train_step.py --ranks 1 2 --out docs/results/train_step.json
 	$(BIN)/python bench/kills.py --kills 3 --out docs/results/kills.json
 	$(BIN)/python bench/students.py --hnet outputs/saliency --tubelet outputs/tubelet --out docs/results/students.json
 	$(BIN)/python bench/planning.py --encoder outputs/saliency/seed_0 --out docs/results/planning.json

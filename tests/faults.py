@@ -102,6 +102,18 @@ FAULTS = {
         "apart",
         f"{MODELS}/test_budget.py",
     ),
+    "costs of what has grown are not looked at again": (
+        "models/hnet/budget.py",
+        "stale = live & (grown.gather(1, a) | grown.gather(1, b))",
+        "stale = live & False",
+        f"{MODELS}/test_budget.py",
+    ),
+    "patches are projected with their channels last": (
+        "models/backbones/fused.py",
+        "x.permute(0, *patches, 1, *inside)",
+        "x.permute(0, *patches, *inside, 1)",
+        f"{MODELS}/test_fused.py",
+    ),
     "a budget's cuts weigh by the gate's doubt": (
         "models/hnet/routing.py",
         "torch.where(boundary, prob, 1).gather(1, head)",

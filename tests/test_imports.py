@@ -17,7 +17,7 @@ FLOOR = {
     "config": 2,
     "train": 3,
 }
-FLOOR |= {"bundle": 4, "api": 5, "cli": 5, "doctor": 5, "doctor_data": 4, "explorer": 6, "commands": 7}
+FLOOR |= {"bundle": 4, "api": 5, "cli": 5, "doctor": 5, "explorer": 6, "commands": 7}
 # entry points that live beside the code they run, and the re-exports of utils/misc.py
 ENTRY_POINTS = {"data/featurize.py": {"models", "config"}, "data/synthetic.py": {"config"}}
 

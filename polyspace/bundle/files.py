@@ -34,7 +34,7 @@ from polyspace.utils.checkpoint_io import (
 )
 from polyspace.utils.errors import UserError
 from polyspace.utils.folders import copy_file, sole_writer
-from polyspace.utils.reading import check_form, reads
+from polyspace.utils.reading import check_form, leaves_folder, reads
 from polyspace.version import __version__
 
 FORMAT, VERSION = "polyspace.bundle", 2  # 2: files and their sums in one table; sampling and order recorded
@@ -193,7 +193,7 @@ def read_bundle(folder: Path) -> dict[str, Any]:
     check_form(about, About, folder / "bundle.json", "bundle")
     for name, expected in about["files"].items():
         path = folder / name
-        if Path(name).is_absolute() or ".." in Path(name).parts:
+        if leaves_folder(name):
             raise UserError(f"{folder / 'bundle.json'} names a file outside its folder: {name}")
         if not path.is_file():
             raise UserError(f"{path} is missing")

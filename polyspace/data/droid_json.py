@@ -13,11 +13,12 @@ import torch
 from torch import Tensor
 
 from polyspace.data.droid import COMMANDED_POSE
-from polyspace.data.episode_records import Draft, EpisodeDataset, Recorded, Unfit, collect, read_item, table, unfit
+from polyspace.data.episode_records import Draft, EpisodeDataset, Recorded, Unfit, collect, read_item, table
 from polyspace.data.frames import VideoFrames
 from polyspace.data.records import inside
 from polyspace.data.video import VideoError, probe
 from polyspace.utils.errors import UserError, did_you_mean
+from polyspace.utils.reading import reads
 
 STRIDE = 3  # steps of the raw record from one state to the next
 
@@ -36,7 +37,7 @@ def build(root: Path, split: str | None = None, camera: str | None = None) -> Ep
 
 
 def _read(root: Path, file: Path) -> Draft:
-    with unfit(file, "annotation"):
+    with reads(file, "annotation", Unfit):
         return _draft(root, file)
 
 

@@ -22,12 +22,11 @@ from polyspace.data.episode_records import (
     collect,
     read_item,
     table,
-    unfit,
 )
 from polyspace.data.frames import VideoFrames
 from polyspace.data.records import inside
 from polyspace.utils.errors import UserError
-from polyspace.utils.reading import FAULTS, brief
+from polyspace.utils.reading import FAULTS, brief, reads
 
 FPS = 15.0
 ROLES = ("left", "right", "wrist", "ext1", "ext2")
@@ -43,7 +42,7 @@ def build(root: Path, split: str | None = None, camera: str | None = None) -> Ep
 
 
 def _read(root: Path, file: Path) -> Draft:
-    with unfit(file, "episode metadata"):
+    with reads(file, "episode metadata", Unfit):
         return _draft(root, file)
 
 

@@ -6,8 +6,7 @@ episode is left out with its reason, never repaired by resampling: so are states
 fewer than 2, and an episode without a readable camera. Frames are counted by decoding them, not read from a header.
 """
 
-import contextlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
+from collections.abc import Callable, Iterable, Mapping, Sized
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -23,24 +22,13 @@ from polyspace.data.video import VideoError
 from polyspace.utils.checkpoint_io import read_json
 from polyspace.utils.errors import UserError, did_you_mean
 from polyspace.utils.log import Progress
-from polyspace.utils.reading import FAULTS, brief
+from polyspace.utils.reading import brief
 
 MAX_NUMBERS = 1 << 26  # of one table of an episode: 370 hours at 50 Hz
 
 
 class Unfit(UserError):
     """An episode can't be used as it is; the text is its reason in `EpisodeDataset.left_out`."""
-
-
-@contextlib.contextmanager
-def unfit(path: Path, what: str) -> Iterator[None]:
-    """`reads` for one episode: the others can still be used. A path that leaves the root stays an error of all."""
-    try:
-        yield
-    except UserError:
-        raise
-    except FAULTS as error:
-        raise Unfit(f"{what} {path} is not of the form expected ({brief(error)})") from error
 
 
 @dataclass(frozen=True, eq=False)

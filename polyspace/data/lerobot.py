@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from polyspace.data.episode_records import Draft, EpisodeDataset, Recorded, Unfit, collect, table, unfit
+from polyspace.data.episode_records import Draft, EpisodeDataset, Recorded, Unfit, collect, table
 from polyspace.data.frames import FrameSource, VideoFrames
 from polyspace.data.lerobot_meta import Meta, read_meta, read_parquet
 from polyspace.utils.errors import UserError, did_you_mean
@@ -74,7 +74,7 @@ def _names(feature: Mapping[str, Any]) -> list[str]:
 
 
 def _draft(root: Path, meta: Meta, columns: Columns, index: int) -> Draft:
-    with unfit(root / "meta" / "info.json", f"what is told of episode {index} by"):
+    with reads(root / "meta" / "info.json", f"what is told of episode {index} by", Unfit):
         return _read(root, meta, columns, index)
 
 

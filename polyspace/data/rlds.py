@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from polyspace.data.episode_records import Draft, EpisodeDataset, Recorded, Unfit, collect, unfit
+from polyspace.data.episode_records import Draft, EpisodeDataset, Recorded, Unfit, collect
 from polyspace.data.frames import EncodedFrames, FrameSource, decode_image
 from polyspace.data.tfrecord import Feature, Record, RecordError, parse_example, read_record_at, read_records
 from polyspace.data.video import VideoError
@@ -163,7 +163,7 @@ def _drafts(schema: Schema, root: Path, shards: list[Path]) -> Iterator[tuple[st
 
 
 def _draft(schema: Schema, shard: Path, id: str, record: Record) -> Draft:
-    with unfit(shard, "episode in"):
+    with reads(shard, "episode in", Unfit):
         return _read(schema, shard, id, record)
 
 

@@ -8,8 +8,6 @@ frames, so shuffled frames tell nothing. Beside the layout's own files, `synthet
 import json
 import zlib
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -26,7 +24,7 @@ from polyspace.utils.checkpoint_io import atomic_file, try_writing, write_json, 
 from polyspace.utils.errors import UserError
 from polyspace.utils.folders import LOCK, sole_writer
 from polyspace.utils.log import Progress, say
-from polyspace.utils.worker import end_with_parent
+from polyspace.utils.worker import map_in_processes
 
 TEST_OF_TEN = (3, 6, 9)  # three clips in ten are test, as in HMDB51; others in each fold
 DEFAULT_CLASSES = {"hmdb51": 51, "diving48": 48, "ssv2": 16, "droid": 1}
@@ -121,13 +119,7 @@ def _pool_map(jobs: list[Any], workers: int) -> Iterator[dict[str, Any]]:
     if workers == 1:
         yield from map(_draw, jobs)
         return
-    with ProcessPoolExecutor(workers, initializer=end_with_parent) as pool:
-        try:
-            yield from pool.map(_draw, jobs, chunksize=4)
-        except BrokenProcessPool as error:
-            raise UserError("a process that draws clips died; run the same line again") from error
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)
+    yield from map_in_processes(_draw, jobs, workers, "a process that draws clips died; run the same line again")
 
 
 def _write_hmdb51(config: SyntheticConfig, names: list[str]) -> list[_Task]:

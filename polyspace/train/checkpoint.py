@@ -28,7 +28,7 @@ from polyspace.utils.checkpoint_io import (
 from polyspace.utils.distrib import barrier, is_main
 from polyspace.utils.errors import UserError
 from polyspace.utils.log import warn
-from polyspace.utils.reading import FAULTS, brief, read_text, reads
+from polyspace.utils.reading import FAULTS, brief, leaves_folder, read_text, reads
 
 KEEP = 2
 SHARDED = "sharded"
@@ -136,7 +136,7 @@ def _fault(place: Path) -> str | None:
     except UserError as error:
         return str(error)
     for name, expected in sums.items():
-        if Path(name).is_absolute() or ".." in Path(name).parts:
+        if leaves_folder(name):
             return f"checkpoint {place / 'checksums.json'} names a file outside its folder: {name!r}"
         if not (place / name).is_file() or sha256_file(place / name) != expected:
             return f"checkpoint {place / name} is damaged: its sha256 is not the recorded one"

@@ -24,14 +24,19 @@ FAULTS = (ArithmeticError, AttributeError, LookupError, OSError, RuntimeError, T
 
 
 @contextlib.contextmanager
-def reads(path: object, what: str) -> Iterator[None]:
-    """Whatever goes wrong within is the fault of the file, and told as a UserError about it."""
+def reads(path: object, what: str, told: type[UserError] = UserError) -> Iterator[None]:
+    """Whatever goes wrong within is the fault of the file, and told as a UserError (or one of its kinds) about it."""
     try:
         yield
     except UserError:
         raise
     except FAULTS as error:
-        raise UserError(f"{what} {path} is not of the form expected ({brief(error)})") from error
+        raise told(f"{what} {path} is not of the form expected ({brief(error)})") from error
+
+
+def leaves_folder(name: str) -> bool:
+    """Whether a name that a file gives lies outside the folder that it is meant to be in."""
+    return Path(name).is_absolute() or ".." in Path(name).parts
 
 
 def brief(error: BaseException) -> str:

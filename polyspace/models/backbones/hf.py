@@ -121,7 +121,7 @@ def describe(name: str, checkpoint: str | None, revision: str | None, frames: in
         grid=grid,
         pooling=pooling,
         plan=plan,
-        load=lambda: _load(name, found, plan.crop, plan.frames, "fc_norm" in pooling),
+        load=lambda: _load(name, found, config, plan.crop, plan.frames, "fc_norm" in pooling),
         skeleton=lambda: _skeleton(name, config, plan.crop, plan.frames, "fc_norm" in pooling),
         trained=_trained(family, found, head),
         files=weight_files(found.folder),
@@ -233,14 +233,13 @@ def _skeleton(name: str, config: Any, crop: tuple[int, int], frames: int, fc_nor
     return HFBackbone(name, fuse(_without_predictor(model)), _head_norm(config) if fc_norm else None, frames, crop)
 
 
-def _check_size(name: str, found: Checkpoint) -> None:
+def _check_size(name: str, found: Checkpoint, config: Any) -> None:
     """UserError where config.json describes a model that its weights can't be those of: what they lack would be drawn
     at random, however much it is, before anyone could see that it is missing."""
     import transformers
 
     files = sorted(found.folder.glob("*.safetensors"))
     tensors, size = sum(len(tensor_names(file)) for file in files), sum(file.stat().st_size for file in files)
-    config = _config(found)
     with reads(f"{found.name}/config.json", "configuration"):
         layers = [v for k, v in config.to_dict().items() if k.endswith("_layers") and isinstance(v, int)]
         if max(layers, default=0) > max(tensors, 64):
@@ -252,10 +251,10 @@ def _check_size(name: str, found: Checkpoint) -> None:
             raise ValueError(f"{numbers} parameters, where the weights are {size} bytes")
 
 
-def _load(name: str, found: Checkpoint, crop: tuple[int, int], frames: int, fc_norm: bool) -> Backbone:
+def _load(name: str, found: Checkpoint, config: Any, crop: tuple[int, int], frames: int, fc_norm: bool) -> Backbone:
     import transformers
 
-    _check_size(name, found)
+    _check_size(name, found, config)
     family = FAMILIES[name]
     loader: Callable[..., Any] = getattr(transformers, family.model_class).from_pretrained
     try:

@@ -13,7 +13,7 @@ from polyspace.train.optim import build_adamw
 from polyspace.train.vjepa.masking import MaskPlan
 
 UPDATES = 32
-BAND = 0.01  # of the loss, at every update: 0.1 % at most were measured, another order of clips gives 9 %
+BAND = 0.01  # of the loss, at every update: 0.5 % at most was measured; another order of clips gives 6 to 9 %
 
 
 @lru_cache(maxsize=4)

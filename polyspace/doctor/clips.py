@@ -2,8 +2,6 @@
 
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
@@ -16,26 +14,13 @@ from polyspace.data.clip_source import ready_worker
 from polyspace.data.duplicates import FRAMES, SIDE, THRESHOLD, find_pairs, sketch
 from polyspace.data.records import SPLITS
 from polyspace.data.video import VideoError
+from polyspace.doctor import DoctorConfig
 from polyspace.utils.checkpoint_io import sha256_file, try_writing, write_json
 from polyspace.utils.errors import UserError
 from polyspace.utils.log import Progress, say, table, warn
+from polyspace.utils.worker import map_in_processes
 
 SHOWN = 20  # pairs in the log; all of them stand in --out
-
-
-@dataclass(frozen=True)
-class Question:
-    """What the flags of `polyspace doctor` ask; they say what each means."""
-
-    dataset: str
-    root: Path | None
-    fold: int | None = None
-    annotations: Path | None = None
-    list_file: Path | None = None
-    splits: Sequence[str] = ()
-    threshold: float | None = None
-    workers: int = 0
-    out: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -50,9 +35,10 @@ class Listed:
         return {"split": self.split, "id": self.record.id, "label": self.record.label}
 
 
-def open_splits(asked: Question) -> dict[str, VideoDataset]:
+def open_splits(asked: DoctorConfig) -> dict[str, VideoDataset]:
     """The data set's splits by name. One that lists the same clips as an earlier one is left out with a note; so is one
     that isn't there, unless it was asked for."""
+    assert asked.dataset is not None
     if asked.root is None:
         raise UserError(f"--dataset {asked.dataset} needs --root, the data set's folder")
     options = {"fold": asked.fold, "annotations": asked.annotations, "list_file": asked.list_file}
@@ -91,13 +77,8 @@ def _sketches(paths: Sequence[Path], workers: int) -> Iterator[np.ndarray | str]
     if not workers:
         yield from map(_try_sketch, paths)
         return
-    with ProcessPoolExecutor(workers, get_context("spawn"), ready_worker) as pool:
-        try:
-            yield from pool.map(_try_sketch, paths, chunksize=4)
-        except BrokenProcessPool as error:
-            raise UserError("a process that decodes died; run again with fewer --workers") from error
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)
+    died = "a process that decodes died; run again with fewer --workers"
+    yield from map_in_processes(_try_sketch, paths, workers, died, ready_worker, get_context("spawn"))
 
 
 def read_all(clips: Sequence[Listed], workers: int) -> tuple[np.ndarray, list[int], list[dict[str, Any]]]:
@@ -128,7 +109,7 @@ def identical_files(clips: Sequence[Listed]) -> list[list[Listed]]:
     return [same for same in digests.values() if len(same) > 1]
 
 
-def examine(asked: Question) -> dict[str, Any]:
+def examine(asked: DoctorConfig) -> dict[str, Any]:
     """Everything there is to say about the data set's clips, as it stands in --out."""
     data = open_splits(asked)
     clips = [Listed(split, record) for split, part in data.items() for record in part.records]
@@ -205,7 +186,7 @@ def _remark(pair: dict[str, Any]) -> str:
     return ", ".join(word for word, holds in words.items() if holds)
 
 
-def check_data(asked: Question) -> int:
+def check_data(asked: DoctorConfig) -> int:
     """Say (and write to --out) what is found; 1 if a near-duplicate stands in two splits."""
     if asked.out is not None:
         try_writing(asked.out.parent)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from pydantic import Field
 
-from polyspace.config import Config, parse, run_command
+from polyspace.config import Config, parse
 from polyspace.utils.errors import UserError
 from polyspace.utils.log import say, table
 from polyspace.version import __version__
@@ -122,9 +122,9 @@ def main(argv: Sequence[str]) -> int:
         example="polyspace doctor --dataset hmdb51 --root ./datasets/hmdb51 --out duplicates.json",
     )
     if config.dataset is not None:
-        from polyspace.doctor_data import Question, check_data  # with torch, which may be what is missing
+        from polyspace.doctor.clips import check_data  # with torch, which may be what is missing
 
-        return check_data(Question(**dict(config)))
+        return check_data(config)
     for name in sorted(config.model_fields_set):
         raise UserError(f"polyspace doctor: --{name} has no meaning without --dataset")
     say(f"polyspace {__version__}, Python {platform.python_version()}, {platform.platform()}, {os.cpu_count()} cores")
@@ -148,7 +148,3 @@ def _print(title: str, rows: list[list[str]], header: list[str]) -> None:
     say(f"\n{title}")
     for line in table(rows, header):
         say(line)
-
-
-if __name__ == "__main__":
-    raise SystemExit(run_command(main))

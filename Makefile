@@ -2,6 +2,7 @@
 # make test   the dev environment and the tests
 # make test-ranks   engines and launchers on several ranks, with DeepSpeed; four minutes
 # make test-browser   the report and the explorer in Chromium, where it and its driver are installed
+# make test-breaking   killed, damaged, without room, with changed files; three minutes
 # make lint   ruff and mypy
 # make bench  one script per claim, results to docs/results; bench-learning: what pretraining learns
 PYTHON ?= python3
@@ -13,7 +14,7 @@ PYTEST_ARGS ?=
 # two workers of one thread each: two of two threads wait for one another; a file's tests share what is made for them
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile
 
-.PHONY: demo test test-ranks test-browser test-all lint bench bench-learning clean
+.PHONY: demo test test-ranks test-browser test-breaking test-all lint bench bench-learning clean
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -40,6 +41,9 @@ test-ranks: $(VENV)/.installed-dev
 
 test-browser: $(VENV)/.installed-dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m slow tests/explorer tests/report
+
+test-breaking: $(VENV)/.installed-dev
+	$(PYTEST) -m slow tests/breaking
 
 test-all: $(VENV)/.installed-dev
 	$(PYTEST) -m "not gpu" $(PYTEST_ARGS)

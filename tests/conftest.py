@@ -35,6 +35,13 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 SIDE, PATCH, WIDTH = 32, 16, 24
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What breaks things takes minutes, so it has a run of its own: `make test-breaking`."""
+    for item in items:
+        if REPOSITORY / "tests" / "breaking" in item.path.parents:
+            item.add_marker(pytest.mark.slow)
+
+
 @pytest.fixture(autouse=True)
 def _seeded():
     torch.manual_seed(0)

@@ -113,8 +113,8 @@ def _schema(folder: Path, state: tuple[str, ...] | None, fps: float | None) -> S
     observed = {k.removeprefix(OBSERVATION): leaf for k, leaf in leaves.items() if k.startswith(OBSERVATION)}
     if known is None and (state is None or fps is None):
         numbers = sorted(k for k, leaf in observed.items() if "tensor" in leaf or "scalar" in leaf)
-        ask = f"name them with state= (of {', '.join(numbers)}) and fps="
-        raise UserError(f"rlds: what makes the state of {name!r} and its rate are not known; {ask}")
+        ask = f"name them with state= (of {', '.join(numbers):.200}) and fps="
+        raise UserError(f"rlds: {file}: what makes the state of {name!r:.80} and its rate are not known; {ask}")
     state = state or (known[0] if known else ())
     shapes = {f"{OBSERVATION}{k}": _shape(file, k, observed) for k in state}
     total = sum(int(np.prod(shape)) for shape in shapes.values())

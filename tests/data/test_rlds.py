@@ -142,6 +142,9 @@ def test_features_that_make_no_state_are_named(bridge):
     (bridge / "dataset_info.json").write_text(json.dumps(info | {"name": "kitchen"}))
     with pytest.raises(UserError, match=r"state of 'kitchen' and its rate are not known; .*state= \(of st"):
         build_episodes(bridge)
+    (bridge / "dataset_info.json").write_text(json.dumps(info | {"name": "a" * 9999}))
+    with pytest.raises(UserError, match=r"features.json: what makes the state of .{,100} and its rate are not known"):
+        build_episodes(bridge)
     assert build_episodes(bridge, state=("state",), fps=3.0).records[0].fps == 3.0
     file.unlink()
     with pytest.raises(UserError, match=r"one features.json is expected below .*, found none"):

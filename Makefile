@@ -2,7 +2,7 @@
 # make test   the dev environment and the tests
 # make test-ranks   engines and launchers on several ranks, with DeepSpeed; four minutes
 # make test-browser   the report and the explorer in Chromium, where it and its driver are installed
-# make test-breaking   killed, damaged, without room, with changed files; three minutes
+# make test-breaking   killed, damaged, without room, with changed files; five minutes
 # make lint   ruff and mypy
 # make bench  one script per claim, results to docs/results; bench-learning: what pretraining learns
 PYTHON ?= python3

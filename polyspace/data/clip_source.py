@@ -26,7 +26,7 @@ from polyspace.utils.distrib import gather_objects, is_main, rank
 from polyspace.utils.errors import UserError
 from polyspace.utils.log import warn
 from polyspace.utils.plan import Plan
-from polyspace.utils.worker import end_with_parent
+from polyspace.utils.worker import end_broken, end_with_parent, has_lost, result_of
 
 _DEAD = "a data worker died; run the same line again to go on from the last checkpoint"
 
@@ -127,6 +127,7 @@ class FileClips:
                 try:
                     job = self._pool.submit(read_clip, record.path, self.plan, self.sampling, self._draw(visit))
                 except BrokenProcessPool as error:
+                    end_broken(self._pool)
                     raise UserError(_DEAD) from error
                 self._ahead[visit] = job
 
@@ -176,10 +177,8 @@ class FileClips:
     def _get(self, visit: int) -> np.ndarray:
         if visit not in self._ahead:  # no workers, or a clip asked for twice in one update
             return read_clip(self.records[visit % len(self)].path, self.plan, self.sampling, self._draw(visit))
-        try:
-            return self._ahead.pop(visit).result()
-        except BrokenProcessPool as error:
-            raise UserError(_DEAD) from error
+        assert self._pool is not None
+        return result_of(self._ahead.pop(visit), self._pool, _DEAD)
 
     def _note(self, record: ClipRecord, reason: str) -> None:
         self.failed[record.id] = reason
@@ -194,6 +193,8 @@ class FileClips:
 
     def close(self) -> None:
         if self._pool is not None:
+            if has_lost(self._pool):
+                end_broken(self._pool)
             self._pool.shutdown(wait=False, cancel_futures=True)
 
 

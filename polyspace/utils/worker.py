@@ -1,10 +1,11 @@
 """What a worker process owes the run that started it, and work handed out to such processes."""
 
+import contextlib
 import os
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import connection, parent_process
 from multiprocessing.context import BaseContext
@@ -39,9 +40,40 @@ def map_in_processes(
         try:
             yield from pool.map(work, jobs, chunksize=4)
         except BrokenProcessPool as error:
+            end_broken(pool)
             raise UserError(died) from error
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
+
+
+def result_of(future: "Future[Done]", pool: ProcessPoolExecutor, died: str) -> Done:
+    """What a job of the pool gave; UserError with the words `died` where a process of it is lost, also one that was
+    killed while it handed over a result: the pool would wait for the rest of it."""
+    lost = False
+    while not lost and not wait([future], timeout=1).done:
+        lost = has_lost(pool) and not wait([future], timeout=1).done
+    try:
+        if not lost:
+            return future.result()
+        fault: Exception | None = None
+    except BrokenProcessPool as error:
+        fault = error
+    end_broken(pool)
+    raise UserError(died) from fault
+
+
+def has_lost(pool: ProcessPoolExecutor) -> bool:
+    """Whether one of its processes has ended, which none does by itself."""
+    return bool(connection.wait([process.sentinel for process in list((pool._processes or {}).values())], 0))
+
+
+def end_broken(pool: ProcessPoolExecutor) -> None:
+    """A pool that has lost a process asks the others to end by SIGTERM, which some of ours leave to the main process,
+    and waits for them; or it waits for the rest of a result. Neither would come, and the run could not end."""
+    for process in list((pool._processes or {}).values()):
+        process.kill()
+    with contextlib.suppress(AttributeError, OSError):
+        pool._result_queue._writer.close()  # type: ignore[attr-defined]
 
 
 def _watch(parent: Any) -> None:

@@ -55,6 +55,8 @@ lint: $(VENV)/.installed-dev
 
 bench: $(VENV)/.installed-dev
 	$(BIN)/python bench/featurize.py --out docs/results/featurize.json
+	$(PIP) -e ".[torchcodec]"
+	$(BIN)/python bench/decode.py --out docs/results/decode.json
 	$(BIN)/python bench/convert.py --out docs/results/convert.json
 	$(BIN)/python bench/index.py --out docs/results/index.json
 	$(BIN)/python bench/attention.py --out docs/results/attention.json
@@ -73,12 +75,13 @@ bench: $(VENV)/.installed-dev
 	$(BIN)/polyspace demo --out outputs/demo
 	$(BIN)/python bench/alignment.py --demo outputs/demo --out docs/results/demo.json
 
-# some six hours on two cores; goes on from what docs/results holds
+# some seven hours on two cores; goes on from what docs/results holds
 bench-learning: $(VENV)/.installed-dev
 	$(BIN)/python bench/learning.py --out docs/results/learning.json
 	$(BIN)/python bench/learning.py --group equal_steps --steps 4000 --out docs/results/learning_equal_steps.json
 	$(BIN)/python bench/learning.py --group sweep --seconds 360 --seeds 1 --out docs/results/learning_sweep.json
 	$(BIN)/python bench/learning.py --group ablation --steps 4000 --out docs/results/learning_ablation.json
+	$(BIN)/python bench/learning.py --group front --steps 4000 --out docs/results/learning_front.json
 	$(BIN)/python bench/learning_page.py
 
 clean:

@@ -4,6 +4,7 @@
     python bench/learning.py --group equal_steps --steps 4000 --out docs/results/learning_equal_steps.json
     python bench/learning.py --group sweep --seconds 360 --seeds 1 --out docs/results/learning_sweep.json
     python bench/learning.py --group ablation --steps 4000 --out docs/results/learning_ablation.json
+    python bench/learning.py --group front --steps 4000 --out docs/results/learning_front.json
 
 Every arm runs in a process of its own with one thread and a core, `--jobs` at a time; its length is `--seconds` of its
 own speed, or `--steps` updates. The speed is measured in CPU time over some updates before the run, and is off by some
@@ -26,7 +27,7 @@ from typing import Any
 
 import torch
 from learning_arms import ABLATIONS, ARMS, CLASSES, CLIPS, EQUAL_STEPS, FRONT, PARTS, SWEEP, Arm
-from learning_figure import chunk_figures, learning_figure
+from learning_figure import chunk_figures, front_figure, learning_figure
 from learning_measure import measure, measure_choice, raw_pixels, target_of
 from learning_report import MEASURES, collect, note_states, show, summary
 from learning_store import arm_folder, code_hash, finished, identity, result_file, save, unpack
@@ -58,10 +59,8 @@ def clips(work: Path, part: str) -> MovingClips:
     path = work / f"{part}_{drawn}.safetensors"
     if not path.is_file():
         made = moving_clips(PARTS[part][0], PARTS[part][1], keep_mask=part == "test", **CLIPS)
-        mask = {} if made.mask is None else {"mask": made.mask}
-        save_tensors(path, {"video": made.video, "label": made.label, "objects": made.objects} | mask)
-    kept = load_tensors(path)
-    return MovingClips(kept["video"], kept["label"], kept.get("mask"), kept["objects"])
+        save_tensors(path, {name: tensor for name, tensor in vars(made).items() if tensor is not None})
+    return MovingClips(**({"mask": None} | load_tensors(path)))
 
 
 def build(arm: Arm, steps: int, seed: int) -> JepaPhase | SupervisedPhase:
@@ -115,6 +114,7 @@ def run_arm(name: str, arm: Arm, seed: int, args: argparse.Namespace) -> dict[st
         result |= {"seconds_last_start": round(wall, 1), "cpu_seconds_last_start": round(cpu, 1)}
         result |= {"steps": plan["steps"], "last": metrics}
         result |= {"clips_per_s": config.batch / plan["seconds_per_step"]}
+        result |= {"train_ms": 1e3 * plan["seconds_per_step"] / config.batch}
         result |= {"planned_seconds": round(plan["steps"] * plan["seconds_per_step"], 1)}
     if choice:
         return result | measure_choice(phase, {part: clips(work, part) for part in ("train", "validation")})
@@ -197,9 +197,12 @@ def main() -> None:
     note_states(about["arms"])
     if args.out:
         say(f"-> {args.out}")
-        if args.group == "main":
-            for picture in pictures(args):
-                say(f"-> {picture}")
+        for picture in pictures(args) if args.group == "main" else fronts(args) if args.group == "front" else []:
+            say(f"-> {picture}")
+
+
+def fronts(args: argparse.Namespace) -> list[Path]:
+    return [front_figure(read_json(args.out), args.out.with_suffix(".png"))]
 
 
 def pictures(args: argparse.Namespace) -> list[Path]:

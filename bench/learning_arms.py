@@ -78,14 +78,14 @@ ABLATIONS = {
 
 # what the cells are made by, all else as in hnet_vjepa: accuracy against clips a second
 FRONT = {
-    "as_is": Arm(HNET, STEP, seeds=1),
-    "conv_width_2": Arm(HNET | {"conv_width": 2}, STEP, seeds=1),
-    "conv_width_8": Arm(HNET | {"conv_width": 8}, STEP, seeds=1),
-    "conv_width_16": Arm(HNET | {"conv_width": 16}, STEP, seeds=1),
-    "factored": Arm(HNET | {"factored": True}, STEP, seeds=1),
-    "factored_8": Arm(HNET | {"factored": True, "conv_width": 8}, STEP, seeds=1),
-    "two_units_a_stage": Arm(HNET | {"conv_blocks": (2, 2)}, STEP, seeds=1),
-    "tubelet_stem": Arm(HNET | {"stem": "tubelet"}, STEP, seeds=1),
+    "as_is": Arm(HNET, STEP),
+    "conv_width_2": Arm(HNET | {"conv_width": 2}, STEP),
+    "conv_width_8": Arm(HNET | {"conv_width": 8}, STEP),
+    "conv_width_16": Arm(HNET | {"conv_width": 16}, STEP),
+    "factored": Arm(HNET | {"factored": True}, STEP),
+    "factored_8": Arm(HNET | {"factored": True, "conv_width": 8}, STEP),
+    "two_units_a_stage": Arm(HNET | {"conv_blocks": (2, 2)}, STEP),
+    "tubelet_stem": Arm(HNET | {"stem": "tubelet"}, STEP),
 }
 
 # the same settings for both, chosen on the validation part

@@ -7,6 +7,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from scipy.stats import spearmanr
 
@@ -65,6 +66,34 @@ def learning_figure(about: dict[str, Any], path: Path) -> Path:
     curve.set(xlabel="tokens a clip (mean)", ylabel="linear probe", ylim=(0, 1))
     curve.legend(fontsize=7, frameon=False, loc="lower right")
     return save_figure(figure, path)
+
+
+def front_figure(about: dict[str, Any], path: Path) -> Path:
+    """Encoder variants after as many updates: accuracy against what encoding and training cost, a dot a seed; the line
+    joins the means that none is both cheaper and better than."""
+    figure, axes = plt.subplots(1, 2, figsize=(11, 3.8), sharey=True)
+    titles = {"encode_ms": "encoding a clip, ms of one core", "train_ms": "training on a clip, ms of one core"}
+    for axis, (cost, title) in zip(axes, titles.items(), strict=True):
+        points = {name: (known(arm[cost]), known(arm["validation"])) for name, arm in about["arms"].items()}
+        middle = {name: (float(np.mean(x)), float(np.mean(y))) for name, (x, y) in points.items()}
+        for number, (name, (x, y)) in enumerate(points.items()):
+            colour = f"C{number}"
+            axis.plot(x, y, ".", color=colour, alpha=0.5)
+            axis.plot(*middle[name], "o", color=colour, label=name.replace("_", " "))
+        axis.plot(*zip(*sorted(middle[name] for name in front(middle)), strict=True), "-", color="grey", zorder=0)
+        axis.set(xlabel=title)
+    axes[0].set(ylabel=f"linear probe, validation part, {about['labels']} labels")
+    axes[1].legend(fontsize=7, frameon=False, loc="lower right")
+    return save_figure(figure, path)
+
+
+def front(middle: dict[str, tuple[float, float]]) -> list[str]:
+    """Names of those (cost, accuracy) that no other beats in both."""
+    return [
+        name
+        for name, (cost, score) in middle.items()
+        if not any(c <= cost and s >= score and (c, s) != (cost, score) for c, s in middle.values())
+    ]
 
 
 @torch.no_grad()

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from learning_figure import front
 from learning_report import code_states
 
 from polyspace.utils.checkpoint_io import read_json
@@ -17,9 +18,10 @@ Json = dict[str, Any]
 TIMES = ("steps", "seconds_last_start", "cpu_seconds_last_start")
 MAIN = ("linear", "probe", "shuffled", "skill", "rankme", "tokens", *TIMES)
 CHOICE = ("validation", "validation_24", "regions_validation", "rankme", "tokens", "regions_tokens", "steps")
+FRONT = ("validation", "validation_24", "flops_per_clip", "encode_ms", "train_ms", "rankme", "tokens")
 DIGITS = {"rankme": 1, "tokens": 1, "regions_tokens": 1, "steps": 0, "seconds_last_start": 0}
 DIGITS |= {"cpu_seconds_last_start": 0}
-DIGITS |= {"skill": 2, "still_over_busy": 2}
+DIGITS |= {"skill": 2, "still_over_busy": 2, "flops_per_clip": 0, "encode_ms": 2, "train_ms": 2}
 
 
 def cell(values: list[Any], digits: int) -> str:
@@ -96,12 +98,21 @@ def main_tables(about: Json) -> list[str]:
     return out
 
 
+def front_table(about: Json) -> list[str]:
+    arms = about["arms"]
+    middle = {n: (float(np.mean(arm["encode_ms"])), float(np.mean(arm["validation"]))) for n, arm in arms.items()}
+    best = ", ".join(name for name in arms if name in front(middle))
+    said = f"None is both cheaper to encode with and better, by the means over seeds, than: {best}."
+    return [*how(about), *measures(arms, FRONT, "variant"), "", said]
+
+
 def page(folder: Path) -> str:
-    """All that is there, in the order main, equal steps, ablation, sweep."""
+    """All that is there, in the order main, equal steps, front, ablation, sweep."""
     lines = ["# What pretraining learns", "", "Made by bench/learning_page.py from the JSON files beside it."]
     parts = {
         "learning": ("All arms for the same time", main_tables),
         "learning_equal_steps": ("At equal steps", main_tables),
+        "learning_front": ("Variants of the encoder", front_table),
         "learning_ablation": ("One change each", lambda about: [*how(about), *measures(about["arms"], CHOICE)]),
         "learning_sweep": ("Settings tried", lambda about: [*how(about), *measures(about["arms"], CHOICE)]),
     }

@@ -24,6 +24,7 @@ from polyspace.utils.checkpoint_io import sha256_json, try_writing, write_sealed
 from polyspace.utils.errors import UserError
 from polyspace.utils.log import Progress, say, warn
 from polyspace.utils.misc import get_device
+from polyspace.utils.precision import note_precision
 from polyspace.utils.run_info import run_info
 
 
@@ -46,7 +47,7 @@ class SourceConfig(Config):
     crops: int = Field(1, ge=1, description="crops in space, averaged")
     strict: bool = Field(False, description="missing weights are an error instead of a stand-in")
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
-    precision: Literal["fp32", "bf16"] = Field("fp32", description="of the forwards; bf16: autocast, several × faster")
+    precision: Literal["fp32", "bf16"] = Field("fp32", description="of the forwards; bf16 pays where the device has it")
     workers: int = Field(2, ge=0, description="processes; on a CPU each decodes and computes with one thread")
     max_failed: float = Field(0.05, ge=0, le=1, description="share of unreadable clips that makes the run fail")
 
@@ -114,6 +115,7 @@ def featurize(
     if finished is not None:
         say(f"{path} is complete already ({len(finished)} clips)")
         return finished
+    note_precision(config.precision, get_device(config.device))
     if distrib.is_main():
         writer.open()
     try:

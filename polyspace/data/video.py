@@ -54,7 +54,7 @@ def probe(path: str | Path) -> VideoInfo:
 def _probe(path: str, mtime_ns: int, size: int) -> VideoInfo:
     with VideoReader(path) as video:
         first, times = None, []
-        for frame in video._frames():
+        for frame in video._from(0):
             first = first or frame
             times.append(frame.pts)
         if first is None:

@@ -210,10 +210,10 @@ class VideoReader:
         except av.FFmpegError:
             sound = False
         container = set(self._file.format.name.split(","))
-        self._open()
         if not sound or not keys or len(set(pts)) != len(pts) or container & _WITHOUT_TIMES:
+            self._open()
             return None
-        return _Index(sorted(pts), sorted(keys))
+        return _Index(sorted(pts), sorted(keys))  # whoever reads by it seeks first: the file stays open
 
     # -- decoding ------------------------------------------------------------------------------------------------
 

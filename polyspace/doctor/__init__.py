@@ -17,7 +17,7 @@ from polyspace.version import __version__
 
 NEEDED = ("torch", "numpy", "av", "transformers", "huggingface_hub", "safetensors", "pydantic", "yaml", "matplotlib")
 OPTIONAL = {  # module -> (what it gives, command)
-    "torchcodec": ("faster decoding", "pip install 'polyspace[torchcodec]'"),
+    "torchcodec": ("beside PyAV in bench/decode.py", "pip install 'polyspace[torchcodec]'"),
     "deepspeed": ("ZeRO-2 training", "pip install 'polyspace[deepspeed]'"),
     "h5py": ("raw DROID files", "pip install 'polyspace[robot]'"),
     "pyarrow": ("LeRobot files", "pip install 'polyspace[robot]'"),
@@ -134,8 +134,11 @@ def main(argv: Sequence[str]) -> int:
         return 1
     import torch
 
+    from polyspace.utils.precision import has_bf16
+
+    fast = "yes" if has_bf16(torch.device("cuda" if torch.cuda.is_available() else "cpu")) else "no (fp32 is faster)"
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
-    say(f"GPU: {gpu}; threads: {torch.get_num_threads()}; bf16 on CPU: {torch.ops.mkldnn._is_mkldnn_bf16_supported()}")
+    say(f"GPU: {gpu}; threads: {torch.get_num_threads()}; bf16 instructions here: {fast}")
     _print("video codecs (PyAV)", decoder_rows(), ["codec", "decode", "write"])
     _print("weights", weight_rows(), ["backbone", "checkpoint", "state", "fetch with"])
     cache = Path(os.environ.get("HF_HOME", Path.home() / ".cache" / "huggingface"))

@@ -29,6 +29,7 @@ from polyspace.utils.errors import UserError, did_you_mean
 from polyspace.utils.folders import sole_writer
 from polyspace.utils.log import say, warn
 from polyspace.utils.misc import set_seed
+from polyspace.utils.precision import note_precision
 from polyspace.utils.run_info import run_info
 
 
@@ -113,6 +114,7 @@ def run(config: RunConfig) -> dict[str, Any]:
         raise UserError("several ranks would each run the whole job in one folder: torchrun starts main.py only")
     engine = "deepspeed" if config.use_deepspeed else config.engine
     machine = make_machine(config.device, engine, config.precision, config.context, config.deepspeed_config)
+    note_precision(machine.precision, machine.device)
     machine = replace(machine, track=config.track)
     config = dividing(config, names, machine.world.data_size)
     check(config, names)

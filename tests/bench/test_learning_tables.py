@@ -3,9 +3,11 @@
 import argparse
 import json
 
+import learning
 import pytest
 import torch
-from learning_arms import ABLATIONS, ARMS, EQUAL_STEPS, SWEEP
+from learning_arms import ABLATIONS, ARMS, EQUAL_STEPS, FRONT, SWEEP
+from learning_figure import front
 from learning_measure import agreement, fixed_blocks
 from learning_page import page
 from learning_report import MEASURES, collect, summary
@@ -65,7 +67,7 @@ def test_blocks_of_the_grid_are_as_many_as_asked(number):
     assert blocks.bincount().max() <= 2 * blocks.bincount().min()
 
 
-@pytest.mark.parametrize("group", [ARMS, EQUAL_STEPS, ABLATIONS, SWEEP])
+@pytest.mark.parametrize("group", [ARMS, EQUAL_STEPS, FRONT, ABLATIONS, SWEEP])
 def test_every_arm_can_be_built(group):
     for arm in group.values():
         encoder = build_encoder(arm.encoder_config())
@@ -77,6 +79,22 @@ def test_names_of_one_setting_are_one_setting():
     assert ABLATIONS["as_is"].identity() == EQUAL_STEPS["hnet_vjepa"].identity()
     changed = [name for name, arm in ABLATIONS.items() if arm.identity() == EQUAL_STEPS["hnet_vjepa"].identity()]
     assert changed == ["as_is"]
+
+
+def test_the_front_is_what_nothing_beats_in_both():
+    middle = {"cheap": (1.0, 0.5), "good": (2.0, 0.9), "worse": (2.0, 0.8), "dear": (3.0, 0.9), "twin": (1.0, 0.5)}
+    assert front(middle) == ["cheap", "good", "twin"]
+
+
+def test_variants_are_told_by_means_over_seeds(about, tmp_path):
+    for name, arm in about["arms"].items():
+        arm |= {"encode_ms": [1.0, 3.0], "validation": [0.8, 0.9 if name == "hnet_vjepa" else 0.8]}
+    (tmp_path / "learning_front.json").write_text(json.dumps(about))
+    text = page(tmp_path)
+    assert (
+        "| hnet_vjepa | 0.850 (0.800, 0.900) |" in text
+        and "and better, by the means over seeds, than: hnet_vjepa." in text
+    )
 
 
 def test_finished_arms_come_back_from_the_json(tmp_path):
@@ -92,3 +110,11 @@ def test_finished_arms_come_back_from_the_json(tmp_path):
     kept = finished(ARMS, again)
     assert sorted((name, row["seed"]) for name, rows in kept.items() for row in rows) == sorted(made)
     assert collect(kept, MEASURES) == collect(finished(ARMS, args), MEASURES)
+
+
+def test_clips_come_back_as_they_were_drawn(tmp_path, monkeypatch):
+    monkeypatch.setattr(learning, "PARTS", {"test": (3, 7), "train": (2, 8)})
+    for part, masks in (("test", True), ("train", False)):
+        drawn, kept = learning.clips(tmp_path, part), learning.clips(tmp_path, part)
+        assert (kept.mask is not None) == masks and len(kept) == len(drawn)
+        assert all(torch.equal(a, b) for a, b in zip(vars(drawn).values(), vars(kept).values(), strict=True) if masks)

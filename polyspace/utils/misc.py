@@ -1,9 +1,11 @@
 """Small things that both halves need: device, seeds, padding, masked means, straight-through."""
 
 import contextlib
+import functools
 import os
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import ParamSpec, TypeVar
 
 import torch
 from jaxtyping import Bool, Float
@@ -11,6 +13,7 @@ from torch import Tensor
 
 from polyspace.utils.errors import UserError
 
+P, R = ParamSpec("P"), TypeVar("R")
 _HANDED_ON = {"nt_xent_loss": "polyspace.losses.contrastive", "CEMPlanner": "polyspace.planning.cem"}
 
 
@@ -57,6 +60,18 @@ def torch_threads(count: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+def cached(make: Callable[P, R]) -> Callable[P, R]:
+    """Keeps the last results of a function whose tensors depend on sizes alone; not while torch traces: what is made
+    then belongs to that graph, and would spoil whatever takes it from the cache later."""
+    kept = functools.lru_cache(maxsize=64)(make)
+
+    @functools.wraps(make)
+    def call(*args: P.args, **kwargs: P.kwargs) -> R:
+        return (make if torch.compiler.is_compiling() else kept)(*args, **kwargs)  # type: ignore[arg-type]
+
+    return call
 
 
 def pad_stack(items: Sequence[Tensor]) -> tuple[Tensor, Tensor]:

@@ -1,12 +1,13 @@
 """Cuboid blocks of a 3-D grid: which cell lies in which block, and which cells surround one."""
 
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from polyspace.models.hnet.encoder import Grid
+from polyspace.utils.misc import cached
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,7 @@ class BlockLayout:
         return out.scatter(1, torch.where(self.halo < 0, self.slots, self.halo), True)[:, :-1]
 
 
-@lru_cache(maxsize=16)
+@cached
 def block_layout(grid: Grid, block: Grid, reach: int) -> BlockLayout:
     """Layout of a grid (t,h,w), cells in that order; the halo reaches `reach` cells beyond a block's faces. On the CPU,
     whatever the default device: it is made once."""

@@ -1,14 +1,12 @@
 """A 3-D ResNet that runs inside each unit of a video, causal in time."""
 
-from functools import cache
-
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from polyspace.models.hnet.encoder import Cells, cut_cells, grid_of, visible_cells, visible_pixels
-from polyspace.utils.misc import full_precision
+from polyspace.utils.misc import cached, full_precision
 
 # Maps of up to so many values a frame are convolved by one matrix product: faster for tiny maps than a convolution.
 MATRIX_VALUES = 256
@@ -47,7 +45,7 @@ class CausalConv3d(nn.Module):
         return kernel.flatten(3).flatten(0, 2), (rows.shape[2], cols.shape[2])
 
 
-@cache
+@cached
 def taps(side: int, size: int, stride: int, pad: int, device: torch.device) -> Float[Tensor, "k I O"]:
     """1 where a tap of the kernel joins an input to an output, along one axis of a unit."""
     with torch.inference_mode(False), device:

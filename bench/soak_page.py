@@ -18,8 +18,15 @@ MEASURES = {
     "temp_files": "temporary files",
     "shm_mib": "/dev/shm, MiB (whole machine)",
 }
-AT_REST = {"rss_mib": "memory (RSS), MiB", "fds": "open files", "threads": "threads", "children": "child processes",
-           "temp_files": "temporary files", "objects": "Python objects"}  # fmt: skip
+AT_REST = {
+    "rss_mib": "memory (RSS), MiB",
+    "heap_mib": "memory asked for and not given back, MiB",
+    "fds": "open files",
+    "threads": "threads",
+    "children": "child processes",
+    "temp_files": "temporary files",
+    "objects": "Python objects",
+}
 CURVE = 400  # points that a curve keeps
 BLOCKS = 24
 

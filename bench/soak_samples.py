@@ -1,5 +1,6 @@
 """What a tree of processes holds, from Linux's /proc, and what a series of such samples says."""
 
+import ctypes
 import os
 from collections.abc import Sequence
 from itertools import pairwise
@@ -51,6 +52,22 @@ def reading(root: int, temporary: Path) -> dict[str, Any]:
     used = (shared.f_blocks - shared.f_bfree) * shared.f_frsize / MIB
     files = sum(len(names) for _, _, names in os.walk(temporary))
     return sums | {"rss_mib": resident, "temp_files": files, "shm_mib": used}
+
+
+class _Mallinfo2(ctypes.Structure):
+    _names = ("arena", "ordblks", "smblks", "hblks", "hblkhd", "usmblks", "fsmblks", "uordblks", "fordblks", "keepcost")
+    _fields_ = [(name, ctypes.c_size_t) for name in _names]
+
+
+def heap_mib() -> float:
+    """MiB that the process has asked glibc for and not given back: what is held, without what the allocator keeps free
+    (which RSS counts too); nan where there is no mallinfo2."""
+    ask = getattr(ctypes.CDLL(None), "mallinfo2", None)
+    if ask is None:
+        return float("nan")
+    ask.restype = _Mallinfo2
+    found = ask()
+    return float(found.uordblks + found.hblkhd) / MIB
 
 
 def active_clock(times: Sequence[float], cpu: Sequence[float]) -> list[float]:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from soak_samples import reading
+from soak_samples import heap_mib, reading
 
 from polyspace.config import run_command
 from polyspace.data import synthetic
@@ -138,7 +138,8 @@ def work_on(kind: str, folder: Path, pipe: Connection) -> None:
 
 def at_rest(folder: Path) -> dict[str, Any]:
     """What this process holds between two rounds, when everything of the last one should be gone."""
-    return reading(os.getpid(), folder / "tmp") | {"objects": len(gc.get_objects())}
+    gc.collect()
+    return reading(os.getpid(), folder / "tmp") | {"heap_mib": heap_mib(), "objects": len(gc.get_objects())}
 
 
 def tidy(folder: Path) -> None:

@@ -8,7 +8,7 @@ import time
 
 import pytest
 from soak_page import soak_page, summary
-from soak_samples import active_clock, block_medians, reading, tree, trend
+from soak_samples import active_clock, block_medians, heap_mib, reading, tree, trend
 
 HOUR = [36.0 * i for i in range(101)]  # an hour and its seconds
 
@@ -68,7 +68,7 @@ def test_a_reading_covers_children_with_their_memory_and_files(tmp_path):
 def test_the_page_names_every_measure_and_how_long_it_took():
     sample = {"pss_mib": 9.0, "rss_mib": 8.0, "fds": 7, "threads": 6, "children": 2, "temp_files": 0, "shm_mib": 1.0}
     samples = [{"active_s": s, "cpu_s": s} | sample for s in HOUR]
-    rounds = [{"active_s": s, "objects": 5} | sample for s in HOUR[::10]]
+    rounds = [{"active_s": s, "objects": 5, "heap_mib": 4.0} | sample for s in HOUR[::10]]
     kind = summary(samples, rounds, 7200.0)
     assert len(kind["curve"]["fds"]) == 101 and kind["cpu_minutes"] == 60
     about = {"command": "x", "real_clips": False, "minutes": 50.0, "asked": 60.0, "kinds": {"train": kind}}
@@ -78,3 +78,13 @@ def test_the_page_names_every_measure_and_how_long_it_took():
         and "+0.00 (+0.00 to +0.00)" in text
         and "/dev/shm" in text
     )
+
+
+def test_what_is_held_is_told_apart_from_what_was_given_back():
+    before = heap_mib()
+    if math.isnan(before):
+        pytest.skip("no mallinfo2 in this C library")
+    held = bytearray(50 * 2**20)
+    assert heap_mib() > before + 45
+    del held
+    assert heap_mib() < before + 5

@@ -84,7 +84,7 @@ def sources(work: Path, clips: int) -> dict[str, list[Path]]:
 
 
 def measure(files: list[Path], repeats: int) -> dict[str, dict[str, Any]]:
-    """Clips that our reader does not read are left out; each repeat takes all arms of a clip in turn."""
+    """Clips that our reader does not read are left out; clip by clip, one reader after another."""
     readers = arms()
     rows: dict[str, dict[str, Any]] = {n: {"s": 0.0, "read": 0, "same": 0, "worst": 0, "of": 0} for n in readers}
     for path in files:

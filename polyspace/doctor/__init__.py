@@ -136,7 +136,7 @@ def main(argv: Sequence[str]) -> int:
 
     from polyspace.utils.precision import has_bf16
 
-    fast = "yes" if has_bf16(torch.device("cuda" if torch.cuda.is_available() else "cpu")) else "no (fp32 is faster)"
+    fast = "yes" if has_bf16(torch.device("cuda" if torch.cuda.is_available() else "cpu")) else "no"
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
     say(f"GPU: {gpu}; threads: {torch.get_num_threads()}; bf16 instructions here: {fast}")
     _print("video codecs (PyAV)", decoder_rows(), ["codec", "decode", "write"])

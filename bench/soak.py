@@ -6,6 +6,9 @@ Two processes take turns: one featurizes the same folder into fresh stores with 
 from POLYSPACE_REAL_DATA where that is set, some of them broken), the other trains fresh runs of the small model with
 checkpoints, evaluation and looks, all four phases one after the other. Memory, open files, threads, temporary files and
 children of the one at work are sampled every few seconds, and once more at rest after every round. Linux only.
+
+oneDNN keeps code for every shape it has met, 1024 of them by default, and training meets new ones for long; with
+ONEDNN_PRIMITIVE_CACHE_CAPACITY=64 set, what still grows is no cache of its.
 """
 
 import argparse
@@ -26,6 +29,8 @@ from soak_work import KINDS, videos, work_on
 from polyspace.utils.checkpoint_io import write_json, write_text
 from polyspace.utils.log import say
 from polyspace.utils.run_info import run_info
+
+PRIMITIVES = "ONEDNN_PRIMITIVE_CACHE_CAPACITY"
 
 
 class Worker:
@@ -116,8 +121,10 @@ def soak(minutes: float, turn: float, every: float, folder: Path, report: Callab
 def write(out: Path, asked: float, workers: list[Worker]) -> None:
     """All that is known so far, as JSON, a page and a picture: an hour that is cut short keeps what it measured."""
     minutes = sum(w.active for w in workers) / 60
+    bounded = os.environ.get(PRIMITIVES)
     about = {
-        "command": f"python bench/soak.py --out {out}",
+        "command": f"{f'{PRIMITIVES}={bounded} ' if bounded else ''}python bench/soak.py --out {out}",
+        "picture": out.with_suffix(".png").name,
         "minutes": round(minutes, 1),
         "asked": asked,
         "real_clips": bool(os.environ.get("POLYSPACE_REAL_DATA")),

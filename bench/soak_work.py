@@ -5,6 +5,7 @@ import os
 import random
 import shlex
 import shutil
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from itertools import count
@@ -139,7 +140,8 @@ def work_on(kind: str, folder: Path, pipe: Connection) -> None:
 def at_rest(folder: Path) -> dict[str, Any]:
     """What this process holds between two rounds, when everything of the last one should be gone."""
     gc.collect()
-    return reading(os.getpid(), folder / "tmp") | {"heap_mib": heap_mib(), "objects": len(gc.get_objects())}
+    more = {"heap_mib": heap_mib(), "blocks": sys.getallocatedblocks(), "objects": len(gc.get_objects())}
+    return reading(os.getpid(), folder / "tmp") | more
 
 
 def tidy(folder: Path) -> None:

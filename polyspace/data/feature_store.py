@@ -226,7 +226,7 @@ class StoreWriter:
         try:
             about = load_metadata(part)
             sound = about["sum"] == _sum(load_tensors(part), about["report"])
-        except (UserError, KeyError, ValueError):
+        except (UserError, KeyError, TypeError, ValueError):
             sound = False
         if not sound:
             part.unlink()

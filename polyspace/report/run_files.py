@@ -6,12 +6,34 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from typing_extensions import TypedDict
+
 from polyspace.utils.checkpoint_io import read_json
 from polyspace.utils.errors import UserError
 
 DEEP = 4  # folders below the one that is asked for
 SKIPPED = {"points", "cache", "data", "tensorboard"}
 Entry = tuple[Path, dict[str, Any]]
+
+
+class Step(TypedDict):
+    line: str
+    seconds: float
+
+
+class Backbones(TypedDict):
+    words: str
+    header: list[str]
+    rows: list[list[Any]]
+
+
+class Demo(TypedDict, total=False):
+    """demo.json: what the demo says of itself, and the commands that it ran."""
+
+    title: str
+    intro: str
+    backbones: Backbones
+    steps: list[Step]
 
 
 @dataclass
@@ -42,7 +64,9 @@ class RunFiles:
         words = [str(word) for word in about["argv"]]
         name = Path(words[0]).name if words else ""
         if words[1:2] == ["demo"]:  # it ran each command itself
-            ran = [s["line"] for s in (self.demo or {}).get("steps", []) if s["line"].split()[1] == about["command"]]
+            ran = [
+                s["line"] for s in (self.demo or {}).get("steps", []) if s["line"].split()[1:2] == [about["command"]]
+            ]
             if len(ran) == 1:
                 return str(ran[0])
         if name in ("cli.py", "polyspace"):
@@ -71,7 +95,7 @@ def find_files(folder: Path) -> RunFiles:
         if place is None and path.name != "demo.json":
             continue
         try:
-            value = read_json(path, "file")
+            value = read_json(path, "file", Demo if place is None else None)
         except UserError as fault:
             found.unread[str(path.relative_to(folder))] = str(fault)
             continue

@@ -58,8 +58,9 @@ def save_looks(path: Path, looks: Looks) -> Path:
 
 def load_looks(path: Path) -> Looks:
     """What `save_looks` wrote; UserError for anything else."""
-    arrays = {key: value.numpy() for key, value in load_tensors(path, "file of looks").items()}
+    tensors = load_tensors(path, "file of looks")
     with reads(path, "file of looks"):
+        arrays = {key: value.numpy() for key, value in tensors.items()}
         frames = arrays["frames"]
         if frames.dtype != np.uint8 or frames.ndim != 5 or frames.shape[-1] != 3 or not frames.size:
             raise UserError(f"file of looks {path} has frames of {frames.dtype} {frames.shape}, not uint8 (n,T,H,W,3)")

@@ -68,10 +68,17 @@ def test_a_reading_covers_children_with_their_memory_and_files(tmp_path):
 def test_the_page_names_every_measure_and_how_long_it_took():
     sample = {"pss_mib": 9.0, "rss_mib": 8.0, "fds": 7, "threads": 6, "children": 2, "temp_files": 0, "shm_mib": 1.0}
     samples = [{"active_s": s, "cpu_s": s} | sample for s in HOUR]
-    rounds = [{"active_s": s, "objects": 5, "heap_mib": 4.0} | sample for s in HOUR[::10]]
+    rounds = [{"active_s": s, "objects": 5, "heap_mib": 4.0, "blocks": 3} | sample for s in HOUR[::10]]
     kind = summary(samples, rounds, 7200.0)
     assert len(kind["curve"]["fds"]) == 101 and kind["cpu_minutes"] == 60
-    about = {"command": "x", "real_clips": False, "minutes": 50.0, "asked": 60.0, "kinds": {"train": kind}}
+    about = {
+        "command": "x",
+        "picture": "soak.png",
+        "real_clips": False,
+        "minutes": 50.0,
+        "asked": 60.0,
+        "kinds": {"train": kind},
+    }
     text = soak_page(about | {"environment": {"cpus": 2, "python": "3", "torch": "2"}})
     assert (
         "60.0 minutes of work within 120 by the clock" in text

@@ -20,7 +20,7 @@ from polyspace.report.library import FRAMES, SIDE, Clip, Library, SpaceView, thu
 from polyspace.report.library_sections import found_section, library_sections
 from polyspace.report.phase_sections import read_lines
 from polyspace.report.run_files import find_files
-from polyspace.utils.checkpoint_io import read_json
+from polyspace.utils.checkpoint_io import read_json, save_tensors
 from polyspace.utils.chunk_map import tubelets
 from polyspace.utils.errors import UserError
 from polyspace.utils.looks_file import Looks, load_looks, save_looks
@@ -183,6 +183,9 @@ def test_looks_come_back(tmp_path):
     torch.save({}, tmp_path / "no.safetensors")
     with pytest.raises(UserError, match="damaged"):
         load_looks(tmp_path / "no.safetensors")
+    save_tensors(tmp_path / "eight.safetensors", {"frames": torch.zeros(2, 4, 16, 16, 3, dtype=torch.float8_e4m3fn)})
+    with pytest.raises(UserError, match=r"file of looks .*eight"):
+        load_looks(tmp_path / "eight.safetensors")
 
 
 def test_a_log_that_was_cut_short_keeps_its_whole_lines(tmp_path):
@@ -244,6 +247,10 @@ def test_hidden_folders_checkpoints_and_data_are_not_searched(tmp_path):
     found = find_files(tmp_path)
     assert [p.parent.name for p, _ in found.evaluations] == ["b"]
     assert not find_files(tmp_path / "a" / "b").empty and find_files(tmp_path / "data" / "..").evaluations
+    for seconds, kept in ((1.5, True), ("1.5", False)):
+        (tmp_path / "demo.json").write_text(json.dumps({"steps": [{"line": "polyspace eval", "seconds": seconds}]}))
+        found = find_files(tmp_path)
+        assert (found.demo is not None) == kept and ("demo.json" in found.unread) != kept
 
 
 def test_a_part_that_fails_leaves_the_page_and_its_reason(tmp_path):

@@ -1,6 +1,7 @@
 """An encoder on disk: encoder.safetensors, and encoder.json with how to build it and what goes in."""
 
 import inspect
+import math
 import typing
 from pathlib import Path
 from typing import Any
@@ -73,8 +74,16 @@ def find_encoder(base: Path) -> Path | None:
 
 
 def read_encoder(folder: Path) -> dict[str, Any]:
-    """What encoder.json says: `encoder`, `data`, `input`, `sha256`."""
-    return read_json(folder / "encoder.json", "encoder", About)
+    """What encoder.json says: `encoder`, `data`, `input`, `sha256`; UserError where no clip can be made as it says."""
+    about: dict[str, Any] = read_json(folder / "encoder.json", "encoder", About)
+    taken = about.get("input")
+    if taken is not None:
+        three = len(taken["mean"]) == len(taken["std"]) == 3
+        if not three or not all(map(math.isfinite, [*taken["mean"], *taken["std"]])) or min(taken["std"]) <= 0:
+            raise UserError(f"{folder / 'encoder.json'}: mean and std are not three numbers each, std above 0")
+        if not (1 <= taken["frames"] <= MOST and 1 <= taken["size"] <= MOST):
+            raise UserError(f"{folder / 'encoder.json'}: clips of {taken['frames']} frames of {taken['size']} pixels")
+    return about
 
 
 def load_encoder(folder: str | Path) -> HNetViT | TubeletViT:

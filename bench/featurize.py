@@ -55,7 +55,8 @@ def page(found: dict[str, list[dict[str, Any]]], clips: dict[str, int]) -> str:
     lines += [
         "`python bench/featurize.py`: student and three teachers; the best of repeats; plain is a loop per model with "
         "its own decoding, as transformers gives them. Cosine is the lowest of all clips and spaces against the first "
-        "precision. bf16 instructions on this CPU: " + ("yes." if has_bf16(torch.device("cpu")) else "no, emulated."),
+        "precision. bf16 instructions on this CPU: "
+        + ("yes." if has_bf16(torch.device("cpu")) else "no, it is emulated (and left out at full size)."),
         "",
     ]
     head = ["models", "clips", "precision", "floor s", "featurize s", "over floor", "plain s", "plain over featurize"]
@@ -108,6 +109,8 @@ def main() -> None:
         if args.full_clips:
             job = Job(work / "few", full_size_weights(work / "weights"), 2)
             clips["full size"] = write_clips(job.root, args.full_clips)
+            if not has_bf16(torch.device("cpu")):  # a quarter of an hour that tells what emulation costs
+                args.precisions = args.precisions[:1]
             take("full size", job, 1)
     finally:
         shutil.rmtree(work)

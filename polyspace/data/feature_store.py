@@ -57,7 +57,7 @@ class FeatureStore:
         if manifest.get("format_version") != VERSION:
             found = manifest.get("format_version")
             raise UserError(
-                f"{self.path} has format version {found}, this release reads version {VERSION}; featurize again"
+                f"{self.path} has format version {found!r:.40}, this release reads version {VERSION}; featurize again"
             )
         absent = {"fingerprint", "settings", "student", "spaces", "classes", "clips", "shards"} - manifest.keys()
         if absent:

@@ -148,7 +148,7 @@ def load_index(folder: str | Path) -> Index:
         raise UserError(f"{folder / ABOUT} does not describe an index (format {FORMAT!r} expected)")
     if about.get("format_version") != VERSION:
         found = about.get("format_version")
-        raise UserError(f"{folder} has format version {found}, this release reads version {VERSION}")
+        raise UserError(f"{folder} has format version {found!r:.40}, this release reads version {VERSION}")
     needed = {"space", "dim", "rows", "metric", "student", "backbone", "stand_in", "translated", "made_from", "sha256"}
     if absent := needed - about.keys():
         raise UserError(f"{folder / ABOUT} is incomplete: it lacks {', '.join(sorted(absent))}")

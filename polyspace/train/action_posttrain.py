@@ -149,7 +149,9 @@ def load_world(folder: str | Path) -> tuple[WorldModel, dict[str, Any]]:
     folder = Path(folder)
     about = read_json(folder / "action.json", "world model", dict[str, Any])
     if about.get("version") != 2:
-        raise UserError(f"{folder} was written by another release (version {about.get('version')}); train action again")
+        raise UserError(
+            f"{folder} was written by another release (version {about.get('version')!r:.40}); train action again"
+        )
     check_form(about, About, folder / "action.json", "world model")
     file = folder / "action.safetensors"
     state = load_tensors(file, "world model")

@@ -156,7 +156,7 @@ def load_versioned(path: Path, kind: str, version: int, what: str, also: tuple[i
         raise UserError(f"{path} is not a {what}")
     found = state.pop("format_version", None)
     if found not in (version, *also):
-        raise UserError(f"{path} has format version {found}, this release reads version {version}")
+        raise UserError(f"{path} has format version {found!r:.40}, this release reads version {version}")
     return state
 
 

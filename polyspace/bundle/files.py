@@ -183,7 +183,8 @@ def read_bundle(folder: Path) -> dict[str, Any]:
     version = about.get("format_version")
     if not isinstance(version, int) or version < 1 or version > VERSION:
         raise UserError(
-            f"{folder} is a bundle of format version {version!r:.40}; this release reads up to {VERSION}: update polyspace"
+            f"{folder} is a bundle of format version {version!r:.40}; this release reads up to {VERSION}: update "
+            "polyspace"
         )
     if about.get("sha256") != sha256_json({k: v for k, v in about.items() if k != "sha256"}):
         raise UserError(f"{folder / 'bundle.json'} is damaged: its sha256 is not the recorded one")

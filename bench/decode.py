@@ -8,7 +8,6 @@ hold against the ffmpeg command line). What importing a decoder costs every work
 """
 
 import argparse
-import os
 import statistics
 import subprocess
 import sys
@@ -19,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from real_clips import REAL, videos_in
 from torch import Tensor
 
 from polyspace.data.sampling import segment_indices
@@ -30,7 +30,6 @@ from polyspace.utils.log import quiet_libraries, say, table
 from polyspace.utils.run_info import run_info
 
 FRAMES = 16
-SUFFIXES = (".avi", ".mp4", ".webm", ".mkv", ".mov")
 
 
 def ours(path: Path) -> Tensor:
@@ -74,10 +73,9 @@ def import_seconds(package: str) -> float:
 
 def sources(work: Path, clips: int) -> dict[str, list[Path]]:
     generate(SyntheticConfig(layout="hmdb51", out=work, clips=clips, classes=4, height=120, width=160))
-    found = {"generated": sorted(p for p in work.rglob("*") if p.suffix in SUFFIXES)}
-    real = Path(os.environ.get("POLYSPACE_REAL_DATA", Path(__file__).parents[2] / "shared" / "data"))
+    found = {"generated": videos_in(work)}
     for name in ("hmdb51", "ssv2", "clips", "odd"):
-        files = sorted(p for p in (real / name).rglob("*") if p.suffix in SUFFIXES)
+        files = videos_in(REAL / name)
         if files:
             found[name] = files
     return found

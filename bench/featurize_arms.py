@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from real_clips import REAL, videos_in
 
 from polyspace.data.extract import BatchDataset, Views
 from polyspace.data.feature_store import FeatureStore, StoreWriter
@@ -47,10 +48,8 @@ def write_clips(root: Path, count: int) -> int:
     (up to 303 frames of 340×256) where there are some."""
     made = root.with_name(f"{root.name}_made")
     generate(SyntheticConfig(layout="hmdb51", out=made, clips=count, classes=min(8, count), height=120, width=160))
-    generated = sorted(p for p in made.rglob("*") if p.suffix in (".avi", ".mp4", ".webm"))[:count]
-    real_root = Path(os.environ.get("POLYSPACE_REAL_DATA", Path(__file__).parents[2] / "shared" / "data"))
-    real = sorted(p for k in ("hmdb51", "clips", "ssv2") for p in (real_root / k).rglob("*") if p.suffix[1:] in
-                  ("avi", "mp4", "webm")) if real_root.is_dir() else []  # fmt: skip
+    generated = videos_in(made)[:count]
+    real = sorted(p for source in ("hmdb51", "clips", "ssv2") for p in videos_in(REAL / source))
     for index, path in enumerate(generated):
         if real and index % 8 == 0:
             path = real[index // 8 % len(real)]

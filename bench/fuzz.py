@@ -26,8 +26,9 @@ from typing import Any
 
 from fuzz_mutate import mutate
 from fuzz_readers import READERS as BROUGHT
-from fuzz_readers import REAL, Reader
+from fuzz_readers import Reader
 from fuzz_saved import SAVED
+from real_clips import REAL
 
 READERS: dict[str, Reader] = BROUGHT | SAVED
 GROWTH, ROOM = 2 << 30, 6 << 30  # bytes that a case may grow by: resident, and of address space

@@ -17,11 +17,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from real_clips import REAL
 
 TESTS = Path(__file__).parents[1] / "tests"
 sys.path += [str(TESTS), str(TESTS / "data")]  # their small data sets serve here too
 
-REAL = Path(os.environ.get("POLYSPACE_REAL_DATA", Path(__file__).parents[2] / "shared" / "data"))
 VIDEOS = ("mp4", "mov", "webm", "mkv", "avi", "mp3")
 
 

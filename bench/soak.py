@@ -3,7 +3,7 @@
     python bench/soak.py --out docs/results/soak.json
 
 Two processes take turns: one featurizes the same folder into fresh stores with two workers (generated clips, real ones
-from POLYSPACE_REAL_DATA where that is set, some of them broken), the other trains fresh runs of the small model with
+from POLYSPACE_REAL_DATA where there are some, some broken), the other trains fresh runs of the small model with
 checkpoints, evaluation and looks, all four phases one after the other. Memory, open files, threads, temporary files and
 children of the one at work are sampled every few seconds, and once more at rest after every round. Linux only.
 
@@ -22,6 +22,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+from real_clips import REAL
 from soak_page import soak_figure, soak_page, summary
 from soak_samples import active_clock, reading
 from soak_work import KINDS, videos, work_on
@@ -127,7 +128,7 @@ def write(out: Path, asked: float, workers: list[Worker]) -> None:
         "picture": out.with_suffix(".png").name,
         "minutes": round(minutes, 1),
         "asked": asked,
-        "real_clips": bool(os.environ.get("POLYSPACE_REAL_DATA")),
+        "real_clips": REAL.is_dir(),
         "kinds": {w.kind: summary(w.samples, w.rounds, w.passed) for w in workers},
         "environment": run_info("soak")["environment"],
     }

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from real_clips import REAL, videos_in
 from soak_samples import heap_mib, reading
 
 from polyspace.config import run_command
@@ -52,15 +53,10 @@ def videos(root: Path, clips: int = 48) -> Path:
         if number % BROKEN_EVERY == 7:
             data = random.Random(number).randbytes(len(data))
         place.write_bytes(data)
-    real = Path(os.environ.get("POLYSPACE_REAL_DATA", ""))
-    if os.environ.get("POLYSPACE_REAL_DATA") and real.is_dir():
-        for source in ("hmdb51", "odd"):
-            files = [
-                p for p in sorted((real / source).rglob("*")) if p.suffix in (".avi", ".mp4", ".mkv", ".webm", ".mov")
-            ]
-            for path in files[:24]:
-                (folder / source).mkdir(exist_ok=True)
-                shutil.copyfile(path, folder / source / path.name)
+    for source in ("hmdb51", "odd"):
+        for path in videos_in(REAL / source)[:24]:
+            (folder / source).mkdir(exist_ok=True)
+            shutil.copyfile(path, folder / source / path.name)
     return folder
 
 

@@ -89,7 +89,7 @@ class NativeSparseAttention(nn.Module):
         place = place.expand(q.shape[0], -1) if cells is None else place[cells]
         if packed is None:
             packed = q.shape[1] ** 2 <= PACKED_UNTIL * layout.slots
-        room = Packed(place, pad, layout) if packed else Room(place, pad, layout)
+        room = Packed(place, pad, layout) if packed else Room(place, pad, layout, whole=cells is None and pad is None)
         q, k, v = room.enter(q), room.enter(k), room.enter(v)
         compressed = room.compressed(q, k, v, self.heads)
         parts = (compressed, room.selected(q, k, v, self.heads, self.num_selected), room.local(q, k, v, self.heads))

@@ -108,19 +108,51 @@ class Packed(_Form):
 
 
 class Room(_Form):
-    """Rows of a batch laid out block by block, (B,N,D) -> (B,num_blocks·size,D), with a mask of the real ones: whole
-    blocks of keys are gathered at once. Its cost follows the grid, whatever is visible."""
+    """Rows of a batch laid out block by block, (B,N,D) -> (B,num_blocks·width,D), with a mask of the real ones: whole
+    blocks of keys are gathered at once. A block is as wide as the fullest one, so that hidden cells cost little."""
 
-    def __init__(self, place: Int[Tensor, "B N"], pad: Bool[Tensor, "B N"] | None, layout: BlockLayout) -> None:
-        self.layout, self.rows, self.slots = layout, place.shape[0], layout.slots
-        offset = torch.arange(self.rows, device=place.device)[:, None] * self.slots
-        self.place = place + offset  # into (B·slots)
-        if pad is not None:  # padding rows go to one spare row behind all others
-            self.place = torch.where(pad, self.rows * self.slots, self.place)
-        taken = torch.zeros(self.rows * self.slots + 1, dtype=torch.bool, device=place.device)
-        taken[self.place.flatten()] = True
-        self.taken = taken[:-1].view(self.rows, layout.num_blocks, layout.size)
+    def __init__(
+        self, place: Int[Tensor, "B N"], pad: Bool[Tensor, "B N"] | None, layout: BlockLayout, whole: bool = False
+    ) -> None:
+        """`whole`: every cell of the grid is there, in order and none of them padding."""
+        self.layout, self.rows, self.whole = layout, place.shape[0], whole
+        pad = torch.zeros_like(place, dtype=torch.bool) if pad is None else pad
+        if whole:
+            self.width, slot = layout.size, place
+            self.taken = torch.zeros(self.rows, layout.slots, dtype=torch.bool, device=place.device)
+            self.taken = self.taken.scatter(1, place, True).unflatten(1, (layout.num_blocks, -1))
+        else:
+            slot = self._fill(place, pad)
+        self.slots = layout.num_blocks * self.width
+        slot = slot + torch.arange(self.rows, device=place.device)[:, None] * self.slots  # into (B·slots)
+        self.place = torch.where(pad, self.rows * self.slots, slot)  # padding goes to one spare row behind all others
         self.occupied = self.taken.any(-1)
+
+    def _fill(self, place: Int[Tensor, "B N"], pad: Bool[Tensor, "B N"]) -> Int[Tensor, "B N"]:
+        """The slot of every row: the visible cells of a block take its first ones, in the grid's order."""
+        block = place // self.layout.size
+        size = torch.zeros(self.rows, self.layout.num_blocks, dtype=torch.long, device=place.device)
+        size = size.scatter_add(1, block, (~pad).long())
+        self.width = max(1, int(size.max()))
+        self.taken = torch.arange(self.width, device=place.device) < size[..., None]
+        order = torch.where(pad, self.layout.slots, place).argsort(1)
+        rank = torch.empty_like(order).scatter(1, order, torch.arange(place.shape[1]).to(order).expand_as(order))
+        slot = block * self.width + rank - (size.cumsum(1) - size).gather(1, block)
+        found = torch.full((self.rows, self.layout.slots + 1), -1, device=place.device)
+        found = found.scatter(1, torch.where(pad, self.layout.slots, place), torch.where(pad, -1, slot))
+        self._slot_of = found  # of every position in the grid's blocks; -1 where nothing is visible
+        return slot
+
+    def _halo(self) -> Int[Tensor, "B K L"]:
+        """Slots of the cells in and around every block; -1: none."""
+        halo = self.layout.halo.to(self.taken.device)
+        if self.whole:
+            return halo.expand(self.rows, -1, -1)
+        slots = self._slot_of[:, torch.where(halo < 0, self.layout.slots, halo)]
+        most = max(1, int((slots >= 0).sum(-1).max()))
+        if most == slots.shape[-1]:
+            return slots
+        return slots.gather(-1, (slots < 0).byte().argsort(dim=-1, stable=True)[..., :most])
 
     def enter(self, x: Float[Tensor, "B N D"]) -> Float[Tensor, "B S D"]:
         out = x.new_zeros(self.rows * self.slots + 1, x.shape[-1])
@@ -133,14 +165,14 @@ class Room(_Form):
 
     def means(self, x: Float[Tensor, "B S D"]) -> Float[Tensor, "B K D"]:
         """Mean over the real cells of each block (0 for an empty one); unreal rows hold 0."""
-        blocks = x.view(self.rows, self.layout.num_blocks, self.layout.size, -1)
+        blocks = x.view(self.rows, self.layout.num_blocks, self.width, -1)
         return blocks.sum(2) / self.taken.sum(2, keepdim=True).clamp_min(1)
 
     def selected(
         self, q: Float[Tensor, "B S D"], k: Float[Tensor, "B S D"], v: Float[Tensor, "B S D"], heads: int, count: int
     ) -> Float[Tensor, "B S D"]:
         best = self.best_blocks(q, k, heads, count)
-        blocks, size = self.layout.num_blocks, self.layout.size
+        blocks, size = self.layout.num_blocks, self.width
         row = (best + torch.arange(self.rows, device=q.device)[:, None, None] * blocks).flatten()
 
         def gather(x: Float[Tensor, "B S D"]) -> Float[Tensor, "K L D"]:
@@ -153,15 +185,14 @@ class Room(_Form):
     def local(
         self, q: Float[Tensor, "B S D"], k: Float[Tensor, "B S D"], v: Float[Tensor, "B S D"], heads: int
     ) -> Float[Tensor, "B S D"]:
-        halo = self.layout.halo.to(q.device)
+        halo = self._halo()
         offset = torch.arange(self.rows, device=q.device)[:, None, None] * self.slots
         row = (halo.clamp_min(0) + offset).flatten()
-        real = self.taken.flatten().index_select(0, row).view(self.rows, *halo.shape) & (halo >= 0)
 
         def gather(x: Float[Tensor, "B S D"]) -> Float[Tensor, "K L D"]:
-            return x.flatten(0, 1).index_select(0, row).view(self.rows * halo.shape[0], halo.shape[1], -1)
+            return x.flatten(0, 1).index_select(0, row).view(-1, halo.shape[-1], x.shape[-1])
 
-        return self._by_block(q, gather(k), gather(v), real.flatten(0, 1), heads)
+        return self._by_block(q, gather(k), gather(v), (halo >= 0).flatten(0, 1), heads)
 
     def _by_block(
         self,
@@ -172,4 +203,4 @@ class Room(_Form):
         heads: int,
     ) -> Float[Tensor, "B S D"]:
         mask = None if bool(real.all()) else key_mask(~real, None, q.dtype)
-        return attend(q.view(-1, self.layout.size, q.shape[-1]), k, v, heads, mask).view_as(q)
+        return attend(q.view(-1, self.width, q.shape[-1]), k, v, heads, mask).view_as(q)

@@ -40,8 +40,11 @@ def test_the_exportable_form_is_the_encoder_with_that_budget(changes, budget):
         assert not tokens[b, n:].any()
 
 
-def test_an_exported_program_answers_as_the_encoder_does():
+@pytest.mark.parametrize("sparse_from", [1600, 1])
+def test_an_exported_program_answers_as_the_encoder_does(sparse_from):
     model, video = hnet(), kinds()
+    for block in model.routing.blocks:
+        block.attention.sparse_from = sparse_from  # of grids that large cells attend sparsely
     batch = ({0: torch.export.Dim("batch", max=64)},)
     program = torch.export.export(ExportableEncoder(model, 12), (video,), dynamic_shapes=batch)
     other = kinds().flip(0)[:3]  # another number of clips

@@ -75,33 +75,70 @@ def test_selection_takes_the_block_that_the_query_likes_best():
     assert not torch.equal(module(changed, GRID, dense=False)[0, ~right], out[0, ~right])
 
 
-@pytest.mark.parametrize(("dense", "packed"), [(True, None), (False, True), (False, False)])
-def test_padding_and_absent_cells_change_nothing(dense, packed):
+def by_masks(module: NativeSparseAttention, x: torch.Tensor, cells: torch.Tensor) -> torch.Tensor:
+    """The function as it is written, for one clip: each branch a softmax over rows or block means under a mask."""
+    layout = block_layout(GRID, module.block, module.reach)
+    place = layout.place[cells]
+    block = place // layout.size
+    q, k, v = (part.unflatten(-1, (module.heads, -1)) for part in module.qkv(x).chunk(3, -1))
+    names = block.unique()  # blocks with a visible cell
+    mean = {b.item(): torch.stack([part[block == b].mean(0) for part in (q, k, v)]) for b in names}
+    qm, km, vm = torch.stack([mean[b.item()] for b in names]).unbind(1)
+    scale = q.shape[-1] ** -0.5
+    liked = (
+        (torch.einsum("ahd,bhd->hab", qm, km) * scale).softmax(-1).mean(0).topk(min(module.num_selected, len(names)))
+    )
+    chosen = {b.item(): names[liked.indices[i]] for i, b in enumerate(names)}
+    selected = torch.stack([torch.isin(block, chosen[b.item()]) for b in block])
+    local = torch.stack([torch.isin(place, layout.halo[b]) for b in block])
+
+    def among(keys, values, seen=None):
+        logits = torch.einsum("nhd,mhd->hnm", q, keys) * scale
+        logits = logits if seen is None else logits.masked_fill(~seen, float("-inf"))
+        return torch.einsum("hnm,mhd->nhd", logits.softmax(-1), values)
+
+    parts = torch.stack([among(km, vm), among(k, v, selected), among(k, v, local)], 1)
+    gates = module.gate(x).sigmoid().unflatten(-1, (3, module.heads))
+    return module.out((parts * gates[..., None]).sum(1).flatten(1))
+
+
+@pytest.mark.parametrize("dense", [True, False])
+def test_padding_and_absent_cells_change_nothing(dense):
     module = attention()
     cells = torch.randperm(CELLS)[:50].sort().values[None]
     x = torch.randn(1, 50, 16, dtype=torch.float64)
-    y = module(x, GRID, cells, dense=dense, packed=packed)
+    y = module(x, GRID, cells, dense=dense)
     padded = torch.cat([x, 1e3 * torch.randn(1, 7, 16, dtype=torch.float64)], 1)
     index = torch.cat([cells, torch.zeros(1, 7, dtype=torch.long)], 1)
     pad = torch.arange(57)[None] >= 50
-    assert torch.allclose(module(padded, GRID, index, pad, dense=dense, packed=packed)[:, :50], y)
+    assert torch.allclose(module(padded, GRID, index, pad, dense=dense)[:, :50], y)
 
 
 @pytest.mark.parametrize("selected", [1, 2, 5])
-def test_packed_and_block_by_block_are_one_function(selected):
+def test_hidden_cells_and_padding_are_as_in_the_function_written_with_masks(selected):
     module = attention(num_selected=selected)
     torch.nn.init.normal_(module.gate.weight)
     cells = torch.stack([torch.randperm(CELLS)[:40].sort().values for _ in range(3)])
     cells[2] = torch.arange(40)  # in few blocks
-    pad = torch.arange(40) >= torch.tensor([[40], [23], [38]])
-    outputs = []
-    for packed in (True, False):
-        x = torch.randn(3, 40, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).requires_grad_()
-        y = module(x, GRID, torch.where(pad, 0, cells), pad, dense=False, packed=packed)
-        (y * ~pad[..., None]).pow(3).sum().backward()
-        outputs.append((torch.where(pad[..., None], 0, y), x.grad))
-    for ours, theirs in zip(*outputs, strict=True):
-        assert torch.allclose(ours, theirs, atol=1e-12)
+    counts = [40, 23, 38]
+    pad = torch.arange(40) >= torch.tensor(counts)[:, None]
+    x = torch.randn(3, 40, 16, dtype=torch.float64, requires_grad=True)
+    y = module(x, GRID, torch.where(pad, 0, cells), pad, dense=False)
+    (y * ~pad[..., None]).pow(3).sum().backward()
+    for i, n in enumerate(counts):
+        alone = x[i, :n].detach().requires_grad_()
+        expected = by_masks(module, alone, cells[i, :n])
+        expected.pow(3).sum().backward()
+        assert torch.allclose(y[i, :n], expected, atol=1e-12)
+        assert torch.allclose(x.grad[i, :n], alone.grad, atol=1e-12) and not x.grad[i, n:].any()
+
+
+def test_a_whole_grid_is_the_same_with_its_cells_named():
+    module = attention(block=(3, 4, 5))  # blocks that the grid does not fill
+    x = torch.randn(2, CELLS, 16, dtype=torch.float64)
+    named = module(x, GRID, torch.arange(CELLS).expand(2, -1), dense=False)
+    assert torch.allclose(module(x, GRID, dense=False), named, atol=1e-12)
+    assert torch.allclose(named[0], by_masks(module, x[0], torch.arange(CELLS)), atol=1e-12)
 
 
 def test_sparse_rows_of_one_clip_do_not_see_another():

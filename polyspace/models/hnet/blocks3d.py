@@ -1,7 +1,6 @@
 """Cuboid blocks of a 3-D grid: which cell lies in which block, and which cells surround one."""
 
 from dataclasses import dataclass
-from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -24,12 +23,6 @@ class BlockLayout:
     @property
     def slots(self) -> int:
         return self.num_blocks * self.size
-
-    @cached_property
-    def near(self) -> Tensor:
-        """(num_blocks, slots): the positions in and around each block, as a mask."""
-        out = torch.zeros(self.num_blocks, self.slots + 1, dtype=torch.bool)
-        return out.scatter(1, torch.where(self.halo < 0, self.slots, self.halo), True)[:, :-1]
 
 
 @cached

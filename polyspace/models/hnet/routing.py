@@ -152,8 +152,10 @@ class SparseRouting(nn.Module):
         if len(self.blocks):
             x = x + sincos_code(cells.coords, x.shape[-1]).to(x.dtype)
         pad = None if whole or bool(cells.valid.all()) else ~cells.valid
+        t, h, w = cells.grid
+        index = None if pad is None and x.shape[1] == t * h * w else cells.index  # all cells, in order
         for block in self.blocks:
-            x = block(x, cells.grid, cells.index, pad)
+            x = block(x, cells.grid, index, pad)
         return torch.where(cells.valid[..., None], self.norm(x), 0)
 
     def blocks_of(self, cells: Cells, fine: Float[Tensor, "B V D"], whole: bool = False) -> Routing:

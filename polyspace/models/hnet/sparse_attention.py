@@ -8,18 +8,15 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from polyspace.models.hnet.block_rows import BlockRows
 from polyspace.models.hnet.blocks3d import block_layout
 from polyspace.models.hnet.encoder import Grid
-from polyspace.models.hnet.sparse_forms import Packed, Room
 from polyspace.models.layers import attend, key_mask
 
 BRANCHES = ("compressed", "selected", "local")
 # Grids of so many cells are attended to sparsely: where that becomes the faster form on a CPU (bench/attention.py). The
 # grid decides, not the device or what is visible, so that a model is the same function everywhere.
 SPARSE_FROM = 1600
-# N visible cells attend to one another under masks, not block by block, while N² is at most so many times the slots of
-# the grid: the same function, faster where much is hidden (bench/attention.py).
-PACKED_UNTIL = 600
 
 
 class NativeSparseAttention(nn.Module):
@@ -57,10 +54,9 @@ class NativeSparseAttention(nn.Module):
         cells: Int[Tensor, "B N"] | None = None,
         key_padding_mask: Bool[Tensor, "B N"] | None = None,
         dense: bool | None = None,
-        packed: bool | None = None,
     ) -> Float[Tensor, "B N D"]:
         """`cells` says where in the grid (t,h,w) each row lies (None: all of it, in order); True in the mask = pad.
-        `dense` and `packed` overrule the choice of the form; sparse attention is one function, packed or not."""
+        `dense` overrules the choice between the two."""
         if cells is None and x.shape[1] != grid[0] * grid[1] * grid[2]:
             raise ValueError(f"{x.shape[1]} cells do not fill the grid {grid}; say which they are with `cells`")
         q, k, v = self.qkv(x).chunk(3, -1)
@@ -70,7 +66,7 @@ class NativeSparseAttention(nn.Module):
         if dense:
             out = attend(q, k, v, self.heads, key_mask(key_padding_mask, None, q.dtype))
             return self.out((out.unflatten(-1, (self.heads, -1)) * gates.sum(2)[..., None]).flatten(2))
-        mixed = self._sparse(q, k, v, gates, grid, cells, key_padding_mask, packed)
+        mixed = self._sparse(q, k, v, gates, grid, cells, key_padding_mask)
         return self.out(mixed)
 
     def _sparse(
@@ -82,18 +78,15 @@ class NativeSparseAttention(nn.Module):
         grid: Grid,
         cells: Int[Tensor, "B N"] | None,
         pad: Bool[Tensor, "B N"] | None,
-        packed: bool | None,
     ) -> Float[Tensor, "B N D"]:
         layout = block_layout(grid, self.block, self.reach)
         place = layout.place.to(q.device)
         place = place.expand(q.shape[0], -1) if cells is None else place[cells]
-        if packed is None:
-            packed = q.shape[1] ** 2 <= PACKED_UNTIL * layout.slots
-        room = Packed(place, pad, layout) if packed else Room(place, pad, layout, whole=cells is None and pad is None)
-        q, k, v = room.enter(q), room.enter(k), room.enter(v)
-        compressed = room.compressed(q, k, v, self.heads)
-        parts = (compressed, room.selected(q, k, v, self.heads, self.num_selected), room.local(q, k, v, self.heads))
+        rows = BlockRows(place, pad, layout, whole=cells is None and pad is None)
+        q, k, v = rows.enter(q), rows.enter(k), rows.enter(v)
+        compressed = rows.compressed(q, k, v, self.heads)
+        parts = (compressed, rows.selected(q, k, v, self.heads, self.num_selected), rows.local(q, k, v, self.heads))
         out = torch.zeros_like(gates[:, :, 0, :, None])
         for branch, part in enumerate(parts):
-            out = out + gates[:, :, branch, :, None] * room.leave(part).unflatten(-1, (self.heads, -1))
+            out = out + gates[:, :, branch, :, None] * rows.leave(part).unflatten(-1, (self.heads, -1))
         return out.flatten(2)

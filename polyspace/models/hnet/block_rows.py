@@ -1,6 +1,4 @@
-"""Two forms of the sparse branches, one function: block by block, or packed rows under masks."""
-
-from abc import ABC, abstractmethod
+"""Visible cells of a batch laid out block by block, and the three branches of sparse attention among them."""
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -10,104 +8,7 @@ from polyspace.models.hnet.blocks3d import BlockLayout
 from polyspace.models.layers import attend, key_mask, split_heads
 
 
-class _Form(ABC):
-    """Rows (B,N,D) as a form holds them, (B,S,D) in and out of `enter` and `leave`. `occupied` (B,K): blocks in which a
-    cell is visible."""
-
-    layout: BlockLayout
-    occupied: Bool[Tensor, "B K"]
-
-    @abstractmethod
-    def enter(self, x: Float[Tensor, "B N D"]) -> Float[Tensor, "B S D"]: ...
-
-    @abstractmethod
-    def leave(self, x: Float[Tensor, "B S D"]) -> Float[Tensor, "B N D"]: ...
-
-    @abstractmethod
-    def means(self, x: Float[Tensor, "B S D"]) -> Float[Tensor, "B K D"]:
-        """Mean over the real cells of each block, 0 for an empty one."""
-
-    @abstractmethod
-    def selected(
-        self, q: Float[Tensor, "B S D"], k: Float[Tensor, "B S D"], v: Float[Tensor, "B S D"], heads: int, count: int
-    ) -> Float[Tensor, "B S D"]:
-        """Attention to the cells of each query block's `count` best blocks."""
-
-    @abstractmethod
-    def local(
-        self, q: Float[Tensor, "B S D"], k: Float[Tensor, "B S D"], v: Float[Tensor, "B S D"], heads: int
-    ) -> Float[Tensor, "B S D"]:
-        """Attention to the cells in and around each query block."""
-
-    def compressed(
-        self, q: Float[Tensor, "B S D"], k: Float[Tensor, "B S D"], v: Float[Tensor, "B S D"], heads: int
-    ) -> Float[Tensor, "B S D"]:
-        """Attention to the blocks' mean keys and values."""
-        return attend(q, self.means(k), self.means(v), heads, key_mask(~self.occupied, None, q.dtype))
-
-    def best_blocks(
-        self, q: Float[Tensor, "B S D"], k: Float[Tensor, "B S D"], heads: int, count: int
-    ) -> Int[Tensor, "B K n"]:
-        """The `count` blocks that each query block attends to most, by the heads' mean weight on compressed keys."""
-        qm, km = (split_heads(self.means(part.detach()), heads) for part in (q, k))
-        logits = qm @ km.transpose(-1, -2) / qm.shape[-1] ** 0.5
-        logits = logits.masked_fill(~self.occupied[:, None, None], float("-inf"))
-        return logits.softmax(-1).mean(1).topk(min(count, self.layout.num_blocks), dim=-1).indices
-
-
-class Packed(_Form):
-    """The rows as they come, each branch a dense attention under its mask (B,N,N): the faster form where few cells of a
-    grid are visible."""
-
-    def __init__(self, place: Int[Tensor, "B N"], pad: Bool[Tensor, "B N"] | None, layout: BlockLayout) -> None:
-        self.layout, self.place = layout, place
-        self.block = place // layout.size
-        self.pad = torch.zeros_like(place, dtype=torch.bool) if pad is None else pad
-        real = (~self.pad).long()
-        self.size = torch.zeros(place.shape[0], layout.num_blocks, dtype=torch.long, device=place.device)
-        self.size = self.size.scatter_add(1, self.block, real)
-        self.occupied = self.size > 0
-
-    def enter(self, x: Float[Tensor, "B N D"]) -> Float[Tensor, "B N D"]:
-        return torch.where(self.pad[..., None], 0, x)
-
-    def leave(self, x: Float[Tensor, "B N D"]) -> Float[Tensor, "B N D"]:
-        return x
-
-    def means(self, x: Float[Tensor, "B N D"]) -> Float[Tensor, "B K D"]:
-        total = x.new_zeros(*self.size.shape, x.shape[-1])
-        total = total.scatter_add(1, self.block[..., None].expand_as(x), x)
-        return total / self.size.clamp_min(1)[..., None]
-
-    def selected(
-        self, q: Float[Tensor, "B N D"], k: Float[Tensor, "B N D"], v: Float[Tensor, "B N D"], heads: int, count: int
-    ) -> Float[Tensor, "B N D"]:
-        best = self.best_blocks(q, k, heads, count)
-        chosen = torch.zeros(*best.shape[:2], self.layout.num_blocks, dtype=torch.bool, device=q.device)
-        chosen = chosen.scatter(2, best, True)
-        rows = chosen.gather(1, self.block[..., None].expand(-1, -1, chosen.shape[2]))
-        return self._under(q, k, v, heads, rows.gather(2, self.block[:, None].expand(-1, rows.shape[1], -1)))
-
-    def local(
-        self, q: Float[Tensor, "B N D"], k: Float[Tensor, "B N D"], v: Float[Tensor, "B N D"], heads: int
-    ) -> Float[Tensor, "B N D"]:
-        near = self.layout.near.to(q.device)
-        return self._under(q, k, v, heads, near[self.block[:, :, None], self.place[:, None]])
-
-    def _under(
-        self,
-        q: Float[Tensor, "B N D"],
-        k: Float[Tensor, "B N D"],
-        v: Float[Tensor, "B N D"],
-        heads: int,
-        seen: Bool[Tensor, "B N N"],
-    ) -> Float[Tensor, "B N D"]:
-        hidden = ~seen | self.pad[:, None]
-        mask = torch.zeros((), dtype=q.dtype, device=q.device).expand(hidden.shape)
-        return attend(q, k, v, heads, mask.masked_fill(hidden, torch.finfo(q.dtype).min)[:, None])
-
-
-class Room(_Form):
+class BlockRows:
     """Rows of a batch laid out block by block, (B,N,D) -> (B,num_blocks·width,D), with a mask of the real ones: whole
     blocks of keys are gathered at once. A block is as wide as the fullest one, so that hidden cells cost little."""
 
@@ -168,9 +69,25 @@ class Room(_Form):
         blocks = x.view(self.rows, self.layout.num_blocks, self.width, -1)
         return blocks.sum(2) / self.taken.sum(2, keepdim=True).clamp_min(1)
 
+    def compressed(
+        self, q: Float[Tensor, "B S D"], k: Float[Tensor, "B S D"], v: Float[Tensor, "B S D"], heads: int
+    ) -> Float[Tensor, "B S D"]:
+        """Attention to the blocks' mean keys and values."""
+        return attend(q, self.means(k), self.means(v), heads, key_mask(~self.occupied, None, q.dtype))
+
+    def best_blocks(
+        self, q: Float[Tensor, "B S D"], k: Float[Tensor, "B S D"], heads: int, count: int
+    ) -> Int[Tensor, "B K n"]:
+        """The `count` blocks that each query block attends to most, by the heads' mean weight on compressed keys."""
+        qm, km = (split_heads(self.means(part.detach()), heads) for part in (q, k))
+        logits = qm @ km.transpose(-1, -2) / qm.shape[-1] ** 0.5
+        logits = logits.masked_fill(~self.occupied[:, None, None], float("-inf"))
+        return logits.softmax(-1).mean(1).topk(min(count, self.layout.num_blocks), dim=-1).indices
+
     def selected(
         self, q: Float[Tensor, "B S D"], k: Float[Tensor, "B S D"], v: Float[Tensor, "B S D"], heads: int, count: int
     ) -> Float[Tensor, "B S D"]:
+        """Attention to the cells of each query block's `count` best blocks."""
         best = self.best_blocks(q, k, heads, count)
         blocks, size = self.layout.num_blocks, self.width
         row = (best + torch.arange(self.rows, device=q.device)[:, None, None] * blocks).flatten()
@@ -179,12 +96,15 @@ class Room(_Form):
             whole = x.reshape(self.rows * blocks, -1).index_select(0, row)
             return whole.view(self.rows * blocks, best.shape[-1] * size, -1)
 
+        if self.whole and self.place.shape[1] == self.slots:  # the grid fills its blocks
+            return self._by_block(q, gather(k), gather(v), None, heads)
         real = self.taken.view(-1, size).index_select(0, row).view(self.rows * blocks, -1)
         return self._by_block(q, gather(k), gather(v), real, heads)
 
     def local(
         self, q: Float[Tensor, "B S D"], k: Float[Tensor, "B S D"], v: Float[Tensor, "B S D"], heads: int
     ) -> Float[Tensor, "B S D"]:
+        """Attention to the cells in and around each query block."""
         halo = self._halo()
         offset = torch.arange(self.rows, device=q.device)[:, None, None] * self.slots
         row = (halo.clamp_min(0) + offset).flatten()
@@ -199,8 +119,8 @@ class Room(_Form):
         q: Float[Tensor, "B S D"],
         k: Float[Tensor, "K L D"],
         v: Float[Tensor, "K L D"],
-        real: Bool[Tensor, "K L"],
+        real: Bool[Tensor, "K L"] | None,
         heads: int,
     ) -> Float[Tensor, "B S D"]:
-        mask = None if bool(real.all()) else key_mask(~real, None, q.dtype)
+        mask = None if real is None else key_mask(~real, None, q.dtype)
         return attend(q.view(-1, self.width, q.shape[-1]), k, v, heads, mask).view_as(q)

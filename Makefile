@@ -72,6 +72,7 @@ bench: $(VENV)/.installed-dev
 	$(BIN)/python bench/duplicates.py --root $${POLYSPACE_REAL_DATA:-../shared/data} --out docs/results/duplicates.json
 	$(BIN)/python bench/startup.py --out docs/results/startup.json
 	$(BIN)/python bench/soak.py --out docs/results/soak.json
+	ONEDNN_PRIMITIVE_CACHE_CAPACITY=64 $(BIN)/python bench/soak.py --out docs/results/soak_bounded.json
 	$(BIN)/polyspace demo --out outputs/demo
 	$(BIN)/python bench/alignment.py --demo outputs/demo --out docs/results/demo.json
 

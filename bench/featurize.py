@@ -96,8 +96,8 @@ def main() -> None:
     found: dict[str, list[dict[str, Any]]] = {}
     clips: dict[str, int] = {}
 
-    def take(size: str, job: Job, repeats: int) -> None:
-        for row in measure(job, work / size, args.precisions, repeats):
+    def take(size: str, job: Job, precisions: list[str], repeats: int) -> None:
+        for row in measure(job, work / size, precisions, repeats):
             found.setdefault(size, []).append(row)
             write(args.out, found, clips)  # so that a run that is cut short leaves what it measured
 
@@ -105,13 +105,12 @@ def main() -> None:
         places = {name: assets() / name for name in ("vjepa2", *TEACHERS) if name in TASKS}
         job = Job(work / "clips", places, args.batch)
         clips["small"] = write_clips(job.root, args.clips)
-        take("small", job, args.repeats)
+        take("small", job, args.precisions, args.repeats)
         if args.full_clips:
             job = Job(work / "few", full_size_weights(work / "weights"), 2)
             clips["full size"] = write_clips(job.root, args.full_clips)
-            if not has_bf16(torch.device("cpu")):  # a quarter of an hour that tells what emulation costs
-                args.precisions = args.precisions[:1]
-            take("full size", job, 1)
+            # emulated bf16 would take a quarter of an hour to tell what emulation costs
+            take("full size", job, args.precisions if has_bf16(torch.device("cpu")) else args.precisions[:1], 1)
     finally:
         shutil.rmtree(work)
     say(page(found, clips))

@@ -106,6 +106,7 @@ def test_a_damaged_or_foreign_file_is_refused(run):
         ("input", {**about["input"], "mean": [0.5, 0.5]}, "are not three numbers each"),
         ("input", {**about["input"], "std": [0.2, 0.0, 0.2]}, "std above 0"),
         ("input", {**about["input"], "mean": [0.5, float("nan"), 0.5]}, "are not three numbers|not of the form"),
+        ("input", {**about["input"], "mean": [0.5, 10**400, 0.5]}, "encoder"),
         ("input", {**about["input"], "size": 0}, "frames of 0 pixels"),
     ):
         (folder / "encoder.json").write_text(json.dumps({**json.loads(text), key: value}))

@@ -12,7 +12,7 @@ from typing_extensions import NotRequired, TypedDict
 from polyspace.models.vjepa.vit import HNetViT, TubeletViT
 from polyspace.utils.checkpoint_io import load_built, load_tensors, read_json, save_tensors, sha256_file, write_sealed
 from polyspace.utils.errors import UserError, did_you_mean
-from polyspace.utils.reading import FAULTS, brief, check_form
+from polyspace.utils.reading import FAULTS, brief, check_form, reads
 
 VERSION = 2  # 2: single numbers have a dim
 ARCHITECTURES: dict[str, type[HNetViT] | type[TubeletViT]] = {"hnet": HNetViT, "tubelet": TubeletViT}
@@ -76,14 +76,18 @@ def find_encoder(base: Path) -> Path | None:
 def read_encoder(folder: Path) -> dict[str, Any]:
     """What encoder.json says: `encoder`, `data`, `input`, `sha256`; UserError where no clip can be made as it says."""
     about: dict[str, Any] = read_json(folder / "encoder.json", "encoder", About)
-    taken = about.get("input")
-    if taken is not None:
-        three = len(taken["mean"]) == len(taken["std"]) == 3
-        if not three or not all(map(math.isfinite, [*taken["mean"], *taken["std"]])) or min(taken["std"]) <= 0:
-            raise UserError(f"{folder / 'encoder.json'}: mean and std are not three numbers each, std above 0")
-        if not (1 <= taken["frames"] <= MOST and 1 <= taken["size"] <= MOST):
-            raise UserError(f"{folder / 'encoder.json'}: clips of {taken['frames']} frames of {taken['size']} pixels")
+    if about.get("input") is not None:
+        _check_input(about["input"], folder / "encoder.json")
     return about
+
+
+def _check_input(taken: dict[str, Any], where: Path) -> None:
+    with reads(where, "encoder"):  # a number may be too large for a float
+        mean, std = ([float(v) for v in taken[key]] for key in ("mean", "std"))
+    if not len(mean) == len(std) == 3 or not all(map(math.isfinite, mean + std)) or min(std) <= 0:
+        raise UserError(f"{where}: mean and std are not three numbers each, std above 0")
+    if not (1 <= taken["frames"] <= MOST and 1 <= taken["size"] <= MOST):
+        raise UserError(f"{where}: clips of {taken['frames']!r:.40} frames of {taken['size']!r:.40} pixels")
 
 
 def load_encoder(folder: str | Path) -> HNetViT | TubeletViT:

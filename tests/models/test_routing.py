@@ -4,6 +4,7 @@ from small_hnet import GRID, S, T, U, clips, encoder, hide, packed
 
 from polyspace.models.hnet.routing import SparseRouting
 from polyspace.models.hnet.sparse_attention import NativeSparseAttention
+from polyspace.models.layers import sincos_code
 
 
 def test_rows_of_the_assignment_sum_to_one_on_what_is_visible():
@@ -104,3 +105,16 @@ def test_attention_among_cells_is_decided_by_the_grid_not_by_what_is_visible():
     x, index = torch.randn(1, 10, 16), torch.arange(10)[None]
     assert torch.equal(layer(x, GRID, index), layer(x, GRID, index, dense=False))
     assert torch.equal(layer(x, (3, 4, 3), index), layer(x, (3, 4, 3), index, dense=True))
+
+
+def test_blocks_share_one_layout_of_the_cells(monkeypatch):
+    places = [(t, i, j) for t in range(3) for i in range(4) for j in range(4) if (t + i + j) % 2]
+    cells, routing = packed(places, torch.randn(len(places), 32)), SparseRouting(32, 2, depth=3)
+    for block in routing.blocks:
+        block.attention.sparse_from = 0
+    x = cells.x + sincos_code(cells.coords, 32)
+    for block in routing.blocks:
+        x = block(x, cells.grid, cells.index, None)  # each lays them out for itself
+    asked, lay_out = [], NativeSparseAttention.lay_out
+    monkeypatch.setattr(NativeSparseAttention, "lay_out", lambda *a: asked.append(a) or lay_out(*a))
+    assert torch.equal(routing.contextualise(cells), routing.norm(x)) and len(asked) == 1

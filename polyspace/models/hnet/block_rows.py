@@ -1,5 +1,7 @@
 """Visible cells of a batch laid out block by block, and the three branches of sparse attention among them."""
 
+from functools import cached_property
+
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
@@ -44,7 +46,8 @@ class BlockRows:
         self._slot_of = found  # of every position in the grid's blocks; -1 where nothing is visible
         return slot
 
-    def _halo(self) -> Int[Tensor, "B K L"]:
+    @cached_property
+    def halo(self) -> Int[Tensor, "B K L"]:
         """Slots of the cells in and around every block; -1: none."""
         halo = self.layout.halo.to(self.taken.device)
         if self.whole:
@@ -105,7 +108,7 @@ class BlockRows:
         self, q: Float[Tensor, "B S D"], k: Float[Tensor, "B S D"], v: Float[Tensor, "B S D"], heads: int
     ) -> Float[Tensor, "B S D"]:
         """Attention to the cells in and around each query block."""
-        halo = self._halo()
+        halo = self.halo
         offset = torch.arange(self.rows, device=q.device)[:, None, None] * self.slots
         row = (halo.clamp_min(0) + offset).flatten()
 

@@ -8,6 +8,7 @@ request, or where a budget asks for fewer, runs side by side that look alike joi
 
 import math
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -149,13 +150,16 @@ class SparseRouting(nn.Module):
     def contextualise(self, cells: Cells, whole: bool = False) -> Float[Tensor, "B V D"]:
         """`whole`: known to have no padding, so that nobody need look."""
         x = cells.x
-        if len(self.blocks):
-            x = x + sincos_code(cells.coords, x.shape[-1]).to(x.dtype)
+        if not len(self.blocks):
+            return torch.where(cells.valid[..., None], x, 0)
+        x = x + sincos_code(cells.coords, x.shape[-1]).to(x.dtype)
         pad = None if whole or bool(cells.valid.all()) else ~cells.valid
         t, h, w = cells.grid
         index = None if pad is None and x.shape[1] == t * h * w else cells.index  # all cells, in order
-        for block in self.blocks:
-            x = block(x, cells.grid, index, pad)
+        first = cast(NativeSparseAttention, self.blocks[0].attention)
+        rows = None if first.is_dense(cells.grid) else first.lay_out(x, cells.grid, index, pad)
+        for block in self.blocks:  # they all see the same cells
+            x = block(x, cells.grid, index, pad, rows is None, rows)
         return torch.where(cells.valid[..., None], self.norm(x), 0)
 
     def blocks_of(self, cells: Cells, fine: Float[Tensor, "B V D"], whole: bool = False) -> Routing:

@@ -4,6 +4,8 @@ Source: Yuan et al., Native Sparse Attention, arXiv 2502.11089, section 3; here 
 the selection shared by all heads of a query block, so that whole blocks of keys are gathered at once.
 """
 
+import math
+
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
@@ -54,20 +56,38 @@ class NativeSparseAttention(nn.Module):
         cells: Int[Tensor, "B N"] | None = None,
         key_padding_mask: Bool[Tensor, "B N"] | None = None,
         dense: bool | None = None,
+        rows: BlockRows | None = None,
     ) -> Float[Tensor, "B N D"]:
         """`cells` says where in the grid (t,h,w) each row lies (None: all of it, in order); True in the mask = pad.
-        `dense` overrules the choice between the two."""
-        if cells is None and x.shape[1] != grid[0] * grid[1] * grid[2]:
+        `dense` overrules the choice between the two; `rows` is what `lay_out` said of the same cells."""
+        if cells is None and x.shape[1] != math.prod(grid):
             raise ValueError(f"{x.shape[1]} cells do not fill the grid {grid}; say which they are with `cells`")
         q, k, v = self.qkv(x).chunk(3, -1)
         gates = self.gate(x).sigmoid().unflatten(-1, (len(BRANCHES), self.heads))  # (B,N,3,H)
         if dense is None:
-            dense = grid[0] * grid[1] * grid[2] < self.sparse_from
+            dense = self.is_dense(grid)
         if dense:
             out = attend(q, k, v, self.heads, key_mask(key_padding_mask, None, q.dtype))
             return self.out((out.unflatten(-1, (self.heads, -1)) * gates.sum(2)[..., None]).flatten(2))
-        mixed = self._sparse(q, k, v, gates, grid, cells, key_padding_mask)
-        return self.out(mixed)
+        rows = rows or self.lay_out(x, grid, cells, key_padding_mask)
+        return self.out(self._sparse(q, k, v, gates, rows))
+
+    def is_dense(self, grid: Grid) -> bool:
+        return math.prod(grid) < self.sparse_from
+
+    def lay_out(
+        self,
+        x: Float[Tensor, "B N D"],
+        grid: Grid,
+        cells: Int[Tensor, "B N"] | None = None,
+        key_padding_mask: Bool[Tensor, "B N"] | None = None,
+    ) -> BlockRows:
+        """Where the cells lie in blocks. Layers with blocks of one shape share it: it costs a sort, and on a GPU two
+        waits for the device."""
+        layout = block_layout(grid, self.block, self.reach)
+        place = layout.place.to(x.device)
+        place = place.expand(x.shape[0], -1) if cells is None else place[cells]
+        return BlockRows(place, key_padding_mask, layout, whole=cells is None and key_padding_mask is None)
 
     def _sparse(
         self,
@@ -75,14 +95,8 @@ class NativeSparseAttention(nn.Module):
         k: Float[Tensor, "B N D"],
         v: Float[Tensor, "B N D"],
         gates: Float[Tensor, "B N 3 H"],
-        grid: Grid,
-        cells: Int[Tensor, "B N"] | None,
-        pad: Bool[Tensor, "B N"] | None,
+        rows: BlockRows,
     ) -> Float[Tensor, "B N D"]:
-        layout = block_layout(grid, self.block, self.reach)
-        place = layout.place.to(q.device)
-        place = place.expand(q.shape[0], -1) if cells is None else place[cells]
-        rows = BlockRows(place, pad, layout, whole=cells is None and pad is None)
         q, k, v = rows.enter(q), rows.enter(k), rows.enter(v)
         compressed = rows.compressed(q, k, v, self.heads)
         parts = (compressed, rows.selected(q, k, v, self.heads, self.num_selected), rows.local(q, k, v, self.heads))

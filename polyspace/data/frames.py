@@ -11,7 +11,7 @@ from jaxtyping import UInt8
 from torch import Tensor
 
 from polyspace.data.video import VideoError, probe, read_frames
-from polyspace.data.video_reader import MAX_PIXELS
+from polyspace.data.video_file import MAX_PIXELS
 from polyspace.utils.errors import UserError
 from polyspace.utils.reading import FAULTS
 

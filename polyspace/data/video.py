@@ -16,7 +16,8 @@ from pathlib import Path
 from jaxtyping import UInt8
 from torch import Tensor
 
-from polyspace.data.video_reader import VideoError, VideoReader
+from polyspace.data.video_file import VideoError
+from polyspace.data.video_reader import VideoReader
 
 __all__ = ["VideoError", "VideoInfo", "VideoReader", "probe", "read_frames"]
 
@@ -54,7 +55,7 @@ def probe(path: str | Path) -> VideoInfo:
 def _probe(path: str, mtime_ns: int, size: int) -> VideoInfo:
     with VideoReader(path) as video:
         first, times = None, []
-        for frame in video._from(0):
+        for frame in video.frames_from(0):
             first = first or frame
             times.append(frame.pts)
         if first is None:

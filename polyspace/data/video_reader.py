@@ -1,10 +1,9 @@
-"""One opened clip: a packet index where it can be trusted, sparse reads by seeking, true counts by decoding."""
+"""One opened clip: sparse reads by seeking where its packets can be trusted, true counts by decoding where not."""
 
 import bisect
 import contextlib
 import itertools
 from collections.abc import Callable, Generator, Iterator, Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,31 +14,7 @@ from jaxtyping import UInt8
 from torch import Tensor
 
 from polyspace.data.rgb import RgbConverter
-from polyspace.utils.errors import UserError
-
-MAX_PIXELS = 8192 * 8192  # a declared frame beyond this is refused before anything is allocated for it
-# a head may say 16x16 where the frames have more: decoders refuse them too, also while FFmpeg finds out what is there
-_LIMITS: list[Any] = [{"max_pixels": str(MAX_PIXELS)}] * 16
-_WITHOUT_TIMES = {"avi"}  # containers that store no presentation times: those of B-frames are guessed
-
-
-class VideoError(UserError):
-    """A clip can't be read; `.path` and `.reason` say which and why."""
-
-    def __init__(self, path: str | Path, reason: str) -> None:
-        super().__init__(f"{path}: {reason}")
-        self.path, self.reason = str(path), reason
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return VideoError, (self.path, self.reason)
-
-
-@dataclass(frozen=True)
-class _Index:
-    """Presentation times of all packets, sorted, and those that are key frames; None where they can't be trusted."""
-
-    pts: list[int]
-    keys: list[int]
+from polyspace.data.video_file import VideoError, open_video, read_index, reason
 
 
 class _BrokenIndex(Exception):
@@ -57,9 +32,10 @@ class VideoReader:
         self.path, self.threads, self.decoded = str(path), threads, 0
         self.damage: str | None = None
         self._file: Any = None
-        self._packets = 0
         self._open()
-        self._index = self._read_index()
+        self._index, self._packets = read_index(self._file, self._stream)
+        if self._index is None:
+            self._open()  # whoever reads by an index seeks first, and can go on with the file as it is
         self._count: int | None = len(self._index.pts) if self._index else None
 
     def __enter__(self) -> "VideoReader":
@@ -155,7 +131,7 @@ class VideoReader:
         is converted, none is kept. Ends where decoding does, and `damage` then says why. VideoError where no frame of
         the clip decodes, or the frame size changes."""
         size = None
-        for frame in itertools.islice(self._from(start), None if stop is None else max(0, stop - start)):
+        for frame in itertools.islice(self.frames_from(start), None if stop is None else max(0, stop - start)):
             if size is not None and size != (frame.width, frame.height):
                 raise VideoError(self.path, "the frame size changes within the clip")
             size = (frame.width, frame.height)
@@ -163,57 +139,10 @@ class VideoReader:
         if size is None and not self._count and start == 0:
             raise VideoError(self.path, self.damage or "no frame decodes")
 
-    # -- opening and indexing ------------------------------------------------------------------------------------
-
     def _open(self) -> None:
-        import av
-
         self.close()
-        if not Path(self.path).is_file():
-            raise VideoError(self.path, "no such file")
-        try:
-            self._file = av.open(self.path, metadata_errors="replace", stream_options=_LIMITS)
-            stream = self._file.streams.best("video")
-        except (av.FFmpegError, OSError, ValueError) as error:
-            raise VideoError(self.path, f"cannot be opened ({_reason(error)})") from error
-        if stream is None:
-            raise VideoError(self.path, "no video stream")
-        if stream.codec_context is None:
-            raise VideoError(self.path, "no decoder for its video codec")
-        width, height = stream.codec_context.width, stream.codec_context.height
-        if not width * height:  # perhaps the limit took it away: what the head alone says, nothing being decoded
-            with av.open(self.path, metadata_errors="replace", options={"probesize": "32"}) as file:
-                width, height = file.streams[stream.index].width, file.streams[stream.index].height
-        if width * height > MAX_PIXELS:
-            raise VideoError(self.path, f"absurd frame size {width}x{height}")
-        stream.codec_context.options = _LIMITS[0]
-        stream.thread_count = self.threads
-        stream.thread_type = "AUTO" if self.threads != 1 else "NONE"
-        self._stream = stream
-        self._rgb = RgbConverter(stream)
-
-    def _read_index(self) -> _Index | None:
-        import av
-
-        pts, keys, sound = [], [], True
-        try:
-            for packet in self._file.demux(self._stream):
-                if packet.size == 0 or packet.is_discard:
-                    continue
-                self._packets += 1
-                if packet.pts is None or packet.is_corrupt:
-                    sound = False
-                    continue
-                pts.append(packet.pts)
-                if packet.is_keyframe:
-                    keys.append(packet.pts)
-        except av.FFmpegError:
-            sound = False
-        container = set(self._file.format.name.split(","))
-        if not sound or not keys or len(set(pts)) != len(pts) or container & _WITHOUT_TIMES:
-            self._open()
-            return None
-        return _Index(sorted(pts), sorted(keys))  # whoever reads by it seeks first: the file stays open
+        self._file, self._stream = open_video(self.path, self.threads)
+        self._rgb = RgbConverter(self._stream)
 
     # -- decoding ------------------------------------------------------------------------------------------------
 
@@ -228,11 +157,11 @@ class VideoReader:
                 self.decoded += 1
                 yield frame
         except (av.FFmpegError, ValueError, MemoryError) as error:
-            self.damage = f"decode error after {count} frames ({_reason(error)})"
+            self.damage = f"decode error after {count} frames ({reason(error)})"
         self._count = count
 
-    def _from(self, start: int) -> Iterator[Any]:
-        """Decoded frames from `start` on: by seeking where the packets can be trusted, else by counting."""
+    def frames_from(self, start: int) -> Iterator[Any]:
+        """PyAV frames from `start` on: by seeking where the packets can be trusted, else by counting."""
         self._open()
         if start and self._index and start < len(self._index.pts):
             pts, keys = self._index.pts, self._index.keys
@@ -310,8 +239,3 @@ class VideoReader:
         for _ in self._frames():
             pass
         self._open()
-
-
-def _reason(error: BaseException) -> str:
-    text = getattr(error, "strerror", None) or str(error) or type(error).__name__
-    return text.split(":")[0].strip()

@@ -11,9 +11,10 @@ import torch
 from real_clips import REAL, videos_in
 
 from polyspace.data.extract import BatchDataset, Views
-from polyspace.data.feature_store import FeatureStore, StoreWriter
+from polyspace.data.feature_store import FeatureStore
 from polyspace.data.featurize import FeaturizeConfig, featurize, forward_of, open_source, store_settings
 from polyspace.data.sampling import Sampling, segment_indices
+from polyspace.data.store_writer import StoreWriter
 from polyspace.data.synthetic import SyntheticConfig, generate
 from polyspace.data.transforms import prepare
 from polyspace.models.backbones.hf import FAMILIES, default_card

@@ -7,7 +7,8 @@ import numpy as np
 import torch
 
 from polyspace.config import run_command
-from polyspace.data.feature_store import ClipResult, FeatureStore, StoreWriter
+from polyspace.data.feature_store import FeatureStore
+from polyspace.data.store_writer import ClipResult, StoreWriter
 from polyspace.models.spaces.converters import ConverterBank, ResidualMLP, fit_converter, save_converters
 from polyspace.train.convert_index import ConvertConfig
 from polyspace.train.export_index import main as export_main
@@ -39,7 +40,7 @@ def student_rows(n: int, seed: int = 0) -> torch.Tensor:
 
 def make_store(folder: Path, n: int = 11, shard_rows: int = 4, teacher: bool = True) -> FeatureStore:
     """Clips c0 … c{n-1}, in shards of `shard_rows`."""
-    from polyspace.data import feature_store
+    from polyspace.data import store_writer
 
     clips = [{"id": f"c{i}", "label": i % 2, "group": str(i)} for i in range(n)]
     writer = StoreWriter(folder / "features_x_train.json", {"n": n, "teacher": teacher}, 2)
@@ -50,11 +51,11 @@ def make_store(folder: Path, n: int = 11, shard_rows: int = 4, teacher: bool = T
         writer.write_part(b, {"s": part} | ({"t": part @ MIX} if teacher else {}), [ClipResult(9)] * len(part))
     spaces = {"s": space("s", D)} | ({"t": space("t", E)} if teacher else {})
     head = {"student": "s", "spaces": spaces, "classes": ["a", "b"], "missing": []}
-    before, feature_store.SHARD_BYTES = feature_store.SHARD_BYTES, shard_rows * 8
+    before, store_writer.SHARD_BYTES = store_writer.SHARD_BYTES, shard_rows * 8
     try:
         return writer.finish(clips, head, 8)
     finally:
-        feature_store.SHARD_BYTES = before
+        store_writer.SHARD_BYTES = before
 
 
 def make_converters(path: Path, kind: str = "ridge", backend: str = "transformers", d: int = D, e: int = E) -> Path:

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from polyspace.data.feature_store import ClipResult, StoreWriter
 from polyspace.data.sampling import Sampling
+from polyspace.data.store_writer import ClipResult, StoreWriter
 from polyspace.data.transforms import prepare
 from polyspace.data.video import VideoError, VideoReader
 from polyspace.utils.errors import UserError

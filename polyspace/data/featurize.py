@@ -16,8 +16,9 @@ from torch import Tensor
 from polyspace.config import Config, parse, run_command
 from polyspace.data import VideoDataset, build_dataset
 from polyspace.data.extract import BatchDataset, Decoded, Forward, Views, compute, run_batches
-from polyspace.data.feature_store import FeatureStore, StoreWriter, manifest_name
+from polyspace.data.feature_store import FeatureStore, manifest_name
 from polyspace.data.sampling import Sampling
+from polyspace.data.store_writer import StoreWriter
 from polyspace.models.backbones import BackboneCard, describe_all
 from polyspace.utils import distrib
 from polyspace.utils.checkpoint_io import sha256_json, try_writing, write_sealed

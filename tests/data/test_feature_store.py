@@ -220,7 +220,7 @@ def test_views_are_averaged(clips, tmp_path):
 
 
 def test_two_runs_in_one_folder_do_not_mix(clips, tmp_path):
-    from polyspace.data.feature_store import StoreWriter
+    from polyspace.data.store_writer import StoreWriter
 
     writer = StoreWriter(tmp_path / "features_x_train.json", {"a": 1}, 2)
     writer.open()
@@ -231,11 +231,11 @@ def test_two_runs_in_one_folder_do_not_mix(clips, tmp_path):
 
 @pytest.mark.parametrize("shard", ["whole", "small"])
 def test_shards_of_any_size_hold_the_same_rows(monkeypatch, tmp_path, shard):
-    from polyspace.data import feature_store
-    from polyspace.data.feature_store import ClipResult, StoreWriter
+    from polyspace.data import store_writer
+    from polyspace.data.store_writer import ClipResult, StoreWriter
 
     if shard == "small":
-        monkeypatch.setattr(feature_store, "SHARD_BYTES", 4 * 8)
+        monkeypatch.setattr(store_writer, "SHARD_BYTES", 4 * 8)
     clips = [{"id": str(i), "label": i % 2, "group": str(i)} for i in range(11)]
     writer = StoreWriter(tmp_path / "features_x_train.json", {"a": 1}, 2)
     writer.open()
@@ -286,7 +286,7 @@ def test_a_full_disk_is_a_sentence_and_the_run_can_be_continued(store, clips, tm
 @pytest.mark.dist
 def test_a_worker_that_dies_is_a_sentence_and_its_batches_are_made_again(clips, tmp_path):
     from polyspace.data.extract import BatchDataset, run_batches
-    from polyspace.data.feature_store import StoreWriter
+    from polyspace.data.store_writer import StoreWriter
 
     plan = Plan(2, 16, (16, 16), (0.5,) * 3, (0.5,) * 3)
     paths = sorted(clips.glob("*/*.avi"))[:8]

@@ -2,9 +2,10 @@
 
     python bench/attention.py --out docs/results/attention.json
 
-Forward + backward of one layer (width 256, 4 heads) on a video of N cells. `ours` is the sparse form whatever the
-length, `switch` what the module picks by itself; in the last rows only some columns of the grid are visible. Every
-measurement runs in a process of its own, so that its memory peak is its own.
+Forward + backward of `--layers` (width 256, 4 heads) on a video of N cells; they share one layout of the cells, as in
+the encoder. `ours` is the sparse form whatever the length, `switch` what the module picks by itself; in the last rows
+only some columns of the grid are visible. Every measurement runs in a process of its own, so that its memory peak is
+its own.
 """
 
 import argparse
@@ -16,12 +17,14 @@ import resource
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
+from polyspace.models.hnet.encoder import Grid
 from polyspace.models.hnet.sparse_attention import SPARSE_FROM, NativeSparseAttention
 from polyspace.utils.checkpoint_io import write_json
 from polyspace.utils.log import say, table
@@ -62,7 +65,19 @@ def package_layer() -> nn.Module:
     )
 
 
-def one(kind: str, cells: int, visible: float, repeats: int) -> dict[str, float]:
+def stacked(
+    layers: list[NativeSparseAttention], grid: Grid, where: torch.Tensor | None, dense: bool
+) -> Callable[[torch.Tensor], torch.Tensor]:
+    def call(x: torch.Tensor) -> torch.Tensor:
+        rows = None if dense else layers[0].lay_out(x, grid, where)
+        for layer in layers:
+            x = layer(x, grid, where, dense=dense, rows=rows)
+        return x
+
+    return call
+
+
+def one(kind: str, cells: int, visible: float, depth: int, repeats: int) -> dict[str, float]:
     torch.manual_seed(0)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     grid = GRIDS[cells]
@@ -73,14 +88,12 @@ def one(kind: str, cells: int, visible: float, repeats: int) -> dict[str, float]
     seen = cells if where is None else where.shape[1]
     x = torch.randn(1, seen, DIM, device=device, requires_grad=True)
     if kind == "package":
-        layer = package_layer().to(device)
-        call = layer
+        call: Callable[[torch.Tensor], torch.Tensor] = nn.Sequential(*(package_layer() for _ in range(depth))).to(
+            device
+        )
     else:
-        layer = NativeSparseAttention(DIM, HEADS).to(device)
-        dense = {"dense": True, "ours": False, "switch": None}[kind]
-
-        def call(t: torch.Tensor) -> torch.Tensor:
-            return layer(t, grid, where, dense=dense)
+        layers = [NativeSparseAttention(DIM, HEADS).to(device) for _ in range(depth)]
+        call = stacked(layers, grid, where, {"dense": True, "ours": False}.get(kind, layers[0].is_dense(grid)))
 
     before, times = peak_mib(), []
     for _ in range(repeats + 1):
@@ -109,18 +122,19 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     parser.add_argument("--cells", type=int, nargs="+", default=list(GRIDS), choices=GRIDS)
     parser.add_argument("--kinds", nargs="+", default=list(KINDS), choices=KINDS)
+    parser.add_argument("--layers", type=int, default=1)
     parser.add_argument("--patience", type=float, default=300.0, help="seconds after which a measurement is given up")
     parser.add_argument("--one", nargs=3, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.one:
         cells, visible = int(args.one[1]), float(args.one[2])
-        sys.stdout.write(json.dumps(one(args.one[0], cells, visible, 5 if cells <= 8192 else 2)))
+        sys.stdout.write(json.dumps(one(args.one[0], cells, visible, args.layers, 5 if cells <= 8192 else 2)))
         return
     rows: list[dict[str, Any]] = []
     for cells, visible in [(n, 1.0) for n in args.cells] + [case for case in MASKED if case[0] in args.cells]:
         row: dict[str, Any] = {"cells": cells, "grid": GRIDS[cells], "visible": visible}
         for kind in args.kinds:
-            line = [sys.executable, __file__, "--one", kind, str(cells), str(visible)]
+            line = [sys.executable, __file__, "--layers", str(args.layers), "--one", kind, str(cells), str(visible)]
             failed = any("error" in r[kind] and r["visible"] == visible for r in rows)
             if kind == "package" and visible < 1:
                 row[kind] = {"error": "knows whole sequences only"}
@@ -139,7 +153,7 @@ def main() -> None:
     for line in table(shown, ["cells (visible)", *(f"{k} (s / MiB)" for k in args.kinds)]):
         say(line)
     if args.out:
-        about = {"width": DIM, "heads": HEADS, "sparse_from": SPARSE_FROM, "rows": rows}
+        about = {"width": DIM, "heads": HEADS, "layers": args.layers, "sparse_from": SPARSE_FROM, "rows": rows}
         about |= {"command": " ".join(["python", *sys.argv]), "threads": torch.get_num_threads()}
         about |= {"machine": f"{platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}"}
         write_json(args.out, about | {"date": datetime.date.today().isoformat()})

@@ -77,6 +77,13 @@ def stacked(
     return call
 
 
+def share_of_pairs(layer: NativeSparseAttention, x: torch.Tensor, grid: Grid, where: torch.Tensor | None) -> float:
+    """Query-key pairs that the sparse form computes, padding included, over those of plain attention."""
+    rows = layer.lay_out(x, grid, where)
+    keys = rows.layout.num_blocks + layer.num_selected * rows.width + rows.halo.shape[-1]
+    return rows.slots * keys / x.shape[1] ** 2
+
+
 def one(kind: str, cells: int, visible: float, depth: int, repeats: int) -> dict[str, float]:
     torch.manual_seed(0)
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -102,8 +109,9 @@ def one(kind: str, cells: int, visible: float, depth: int, repeats: int) -> dict
         if device == "cuda":
             torch.cuda.synchronize()
         times.append(time.perf_counter() - start)
+    extra = {"pairs_of_dense": share_of_pairs(layers[0], x, grid, where)} if kind == "ours" else {}
     memory = torch.cuda.max_memory_allocated() / 2**20 if device == "cuda" else peak_mib() - before
-    return {"seconds": min(times[1:]), "peak_mib": memory}
+    return {"seconds": min(times[1:]), "peak_mib": memory} | extra
 
 
 def measured(line: list[str], patience: float) -> dict[str, Any]:

@@ -102,7 +102,12 @@ def front_table(about: Json) -> list[str]:
     arms = about["arms"]
     middle = {n: (float(np.mean(arm["encode_ms"])), float(np.mean(arm["validation"]))) for n, arm in arms.items()}
     best = ", ".join(name for name in arms if name in front(middle))
-    said = f"None is both cheaper to encode with and better, by the means over seeds, than: {best}."
+    clips, worst = about["clips"]["parts"]["validation"][0], min(y for _, y in middle.values())
+    half = 1.96 * (worst * (1 - worst) / clips) ** 0.5
+    said = f"None is both cheaper to encode with and better, by the means over seeds, than: {best}. "
+    said += f"By the {clips} clips alone an accuracy is known to ±{half:.3f} at worst, and seeds add to that."
+    if costs := about.get("costs"):
+        said += f" Costs: `{costs['command']}`, the least CPU time of {costs['rounds']} turns, one arm after another."
     return [*how(about), *measures(arms, FRONT, "variant"), "", said]
 
 

@@ -88,6 +88,9 @@ FRONT = {
     "tubelet_stem": Arm(HNET | {"stem": "tubelet"}, STEP),
 }
 
+# what the front says of wider columns, for as many seconds and with the settings of `main`
+WIDTH = {f"conv_width_{width}": Arm(HNET | {"conv_width": width}, HNET_STEP) for width in (4, 8)}
+
 # the same settings for both, chosen on the validation part
 _TRIES: dict[str, dict[str, Any]] = {
     "as_is": {},

@@ -5,7 +5,7 @@
     python bench/learning.py --group sweep --seconds 360 --seeds 1 --out docs/results/learning_sweep.json
     python bench/learning.py --group ablation --steps 4000 --out docs/results/learning_ablation.json
     python bench/learning.py --group front --steps 4000 --out docs/results/learning_front.json
-    python bench/learning.py --group width --seconds 900 --out docs/results/learning_width.json
+    python bench/learning.py --group front_time --seconds 900 --out docs/results/learning_front_time.json
 
 Every arm runs in a process of its own with one thread and a core, `--jobs` at a time; its length is `--seconds` of its
 own speed, or `--steps` updates. The speed is measured in CPU time over some updates before the run, and is off by some
@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from learning_arms import ABLATIONS, ARMS, CLASSES, CLIPS, EQUAL_STEPS, FRONT, PARTS, SWEEP, WIDTH, Arm
+from learning_arms import ABLATIONS, ARMS, CLASSES, CLIPS, EQUAL_STEPS, FRONT, FRONT_TIME, PARTS, SWEEP, Arm
 from learning_figure import chunk_figures, front_figure, learning_figure
 from learning_measure import measure, measure_choice, raw_pixels, target_of
 from learning_report import MEASURES, collect, note_states, show, summary
@@ -57,7 +57,7 @@ GROUPS = {
     "ablation": ABLATIONS,
     "sweep": SWEEP,
     "front": FRONT,
-    "width": WIDTH,
+    "front_time": FRONT_TIME,
 }
 
 

@@ -84,7 +84,6 @@ bench-learning: $(VENV)/.installed-dev
 	$(BIN)/python bench/learning.py --group ablation --steps 4000 --out docs/results/learning_ablation.json
 	$(BIN)/python bench/learning.py --group front --steps 4000 --out docs/results/learning_front.json
 	$(BIN)/python bench/learning_cost.py --group front --steps 4000 --out docs/results/learning_front.json
-	$(BIN)/python bench/learning.py --group front_time --seconds 900 --out docs/results/learning_front_time.json
 	$(BIN)/python bench/learning_page.py
 
 clean:

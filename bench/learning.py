@@ -5,7 +5,6 @@
     python bench/learning.py --group sweep --seconds 360 --seeds 1 --out docs/results/learning_sweep.json
     python bench/learning.py --group ablation --steps 4000 --out docs/results/learning_ablation.json
     python bench/learning.py --group front --steps 4000 --out docs/results/learning_front.json
-    python bench/learning.py --group front_time --seconds 900 --out docs/results/learning_front_time.json
 
 Every arm runs in a process of its own with one thread and a core, `--jobs` at a time; its length is `--seconds` of its
 own speed, or `--steps` updates. The speed is measured in CPU time over some updates before the run, and is off by some
@@ -27,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from learning_arms import ABLATIONS, ARMS, CLASSES, CLIPS, EQUAL_STEPS, FRONT, FRONT_TIME, PARTS, SWEEP, Arm
+from learning_arms import ABLATIONS, ARMS, CLASSES, CLIPS, EQUAL_STEPS, FRONT, PARTS, SWEEP, Arm
 from learning_figure import chunk_figures, front_figure, learning_figure
 from learning_measure import measure, measure_choice, raw_pixels, target_of
 from learning_report import MEASURES, collect, note_states, show, summary
@@ -51,14 +50,7 @@ from polyspace.utils.misc import set_seed
 
 Arms = dict[str, dict[str, Any]]
 FULL = ("main", "equal_steps")  # of the others only what settings are chosen by is measured
-GROUPS = {
-    "main": ARMS,
-    "equal_steps": EQUAL_STEPS,
-    "ablation": ABLATIONS,
-    "sweep": SWEEP,
-    "front": FRONT,
-    "front_time": FRONT_TIME,
-}
+GROUPS = {"main": ARMS, "equal_steps": EQUAL_STEPS, "ablation": ABLATIONS, "sweep": SWEEP, "front": FRONT}
 
 
 def clips(work: Path, part: str) -> MovingClips:

@@ -88,13 +88,6 @@ FRONT = {
     "tubelet_stem": Arm(HNET | {"stem": "tubelet"}, STEP),
 }
 
-# the best of the front for as many seconds as the rest, with the settings of `main`
-FRONT_TIME = {
-    "as_is": Arm(HNET, HNET_STEP),
-    "two_units_a_stage": Arm(HNET | {"conv_blocks": (2, 2)}, HNET_STEP),
-    "conv_width_8": Arm(HNET | {"conv_width": 8}, HNET_STEP),
-}
-
 # the same settings for both, chosen on the validation part
 _TRIES: dict[str, dict[str, Any]] = {
     "as_is": {},

@@ -118,10 +118,6 @@ def page(folder: Path) -> str:
         "learning": ("All arms for the same time", main_tables),
         "learning_equal_steps": ("At equal steps", main_tables),
         "learning_front": ("Variants of the encoder", front_table),
-        "learning_front_time": (
-            "The best of them for the same time",
-            lambda about: [*how(about), *measures(about["arms"], CHOICE)],
-        ),
         "learning_ablation": ("One change each", lambda about: [*how(about), *measures(about["arms"], CHOICE)]),
         "learning_sweep": ("Settings tried", lambda about: [*how(about), *measures(about["arms"], CHOICE)]),
     }

@@ -15,6 +15,7 @@ import json
 import os
 import random
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -139,16 +140,18 @@ def kill(process: subprocess.Popen, whole: bool) -> float:
 
 
 def measure(case: Case, base: Path, kills: int, rng: random.Random) -> dict[str, Any]:
-    """Kill `kills` times, in as many rounds as that takes; each round ends undisturbed and is compared."""
-    first, end = undisturbed(case, base / "whole" / "w")
-    expected = sums(base / "whole" / "w", case)
+    """Kill `kills` times, in as many rounds as that takes; each round ends undisturbed and is compared. All begin in
+    one folder, emptied before: results may name absolute paths."""
+    place = base / "w"
+    first, end = undisturbed(case, place)
+    expected = sums(place, case)
     found: dict[str, Any] = {"command": case.name, "first_output_s": first, "seconds": end, "files": len(expected)}
     landed: list[dict[str, Any]] = []
     unsound: list[str] = []
     differing: set[str] = set()
     starts = rounds = 0
     while len(landed) < kills or rounds == 0:
-        place = base / f"round{rounds}" / "w"
+        shutil.rmtree(place)
         while True:
             process = start(case, place)
             starts += 1
@@ -201,10 +204,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--kills", type=int, default=4, help="of each command")
-    parser.add_argument("--commands", nargs="+")
+    parser.add_argument("--commands", nargs="+", help="these alone; what --out holds of others is kept")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
-    rows = []
+    kept = read_json(args.out)["rows"] if args.commands and args.out.is_file() else []
+    rows = [row for row in kept if row["command"] not in args.commands]
     with tempfile.TemporaryDirectory() as scratch:
         base = Path(scratch)
         make_library(base)

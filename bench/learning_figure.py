@@ -76,9 +76,9 @@ def front_figure(about: dict[str, Any], path: Path) -> Path:
     for axis, (cost, title) in zip(axes, titles.items(), strict=True):
         points = {name: (known(arm[cost]), known(arm["validation"])) for name, arm in about["arms"].items()}
         middle = {name: (float(np.mean(x)), float(np.mean(y))) for name, (x, y) in points.items()}
-        for number, (name, (x, y)) in enumerate(points.items()):
+        for number, (name, (_, y)) in enumerate(points.items()):
             colour = f"C{number}"
-            axis.plot(x, y, ".", color=colour, alpha=0.5)
+            axis.plot([middle[name][0]] * len(y), y, ".", color=colour, alpha=0.5)
             axis.plot(*middle[name], "o", color=colour, label=name.replace("_", " "))
         axis.plot(*zip(*sorted(middle[name] for name in front(middle)), strict=True), "-", color="grey", zorder=0)
         axis.set(xlabel=title)

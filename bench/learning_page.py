@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from learning_figure import front
+from learning_figure import front, known
 from learning_report import code_states
 
 from polyspace.utils.checkpoint_io import read_json
@@ -100,7 +100,10 @@ def main_tables(about: Json) -> list[str]:
 
 def front_table(about: Json) -> list[str]:
     arms = about["arms"]
-    middle = {n: (float(np.mean(arm["encode_ms"])), float(np.mean(arm["validation"]))) for n, arm in arms.items()}
+    middle = {
+        n: (float(np.mean(known(arm["encode_ms"]))), float(np.mean(known(arm["validation"]))))
+        for n, arm in arms.items()
+    }
     best = ", ".join(name for name in arms if name in front(middle))
     clips, worst = about["clips"]["parts"]["validation"][0], min(y for _, y in middle.values())
     half = 1.96 * (worst * (1 - worst) / clips) ** 0.5
@@ -108,6 +111,7 @@ def front_table(about: Json) -> list[str]:
     said += f"By the {clips} clips alone an accuracy is known to ±{half:.3f} at worst, and seeds add to that."
     if costs := about.get("costs"):
         said += f" Costs: `{costs['command']}`, the least CPU time of {costs['rounds']} turns, one arm after another."
+        said += f" {costs['note']}" if "note" in costs else ""
     return [*how(about), *measures(arms, FRONT, "variant"), "", said]
 
 

@@ -35,6 +35,7 @@ from learning_store import arm_folder, code_hash, finished, identity, result_fil
 from polyspace.data import moving, render
 from polyspace.data.clip_source import MemoryClips
 from polyspace.data.moving import MovingClips, moving_clips
+from polyspace.models.vjepa.vit import HNetViT, TubeletViT
 from polyspace.train.checkpoint import load_checkpoint
 from polyspace.train.encoders import build_encoder
 from polyspace.train.engine import PlainEngine
@@ -209,12 +210,18 @@ def pictures(args: argparse.Namespace) -> list[Path]:
     """Beside the JSON: the arms, and the first H-Net run's chunks of held-out clips."""
     stem = args.out.with_suffix("")
     made = [learning_figure(read_json(args.out), stem.with_suffix(".png"))]
-    arm = ARMS["hnet_vjepa"]
+    encoder = trained("hnet_vjepa", ARMS["hnet_vjepa"], 0, args)
+    if encoder is not None:
+        made += chunk_figures(encoder, clips(args.work, "test"), stem)
+    return made
+
+
+def trained(name: str, arm: Arm, seed: int, args: argparse.Namespace) -> HNetViT | TubeletViT | None:
+    """The (target) encoder of an arm's last state; None where --work holds none."""
     phase = build(arm, 1, 0)
     engine = PlainEngine(phase, build_adamw(phase, 1e-3, 0.0), torch.device("cpu"))
-    if load_checkpoint(arm_folder(args.work, "hnet_vjepa", identity(arm, args), 0), engine) is not None:
-        made += chunk_figures(target_of(phase.eval()), clips(args.work, "test"), stem)
-    return made
+    found = load_checkpoint(arm_folder(args.work, name, identity(arm, args), seed), engine)
+    return None if found is None else target_of(phase.eval())
 
 
 if __name__ == "__main__":

@@ -11,70 +11,68 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
-from learning import GROUPS, build, clips, front_figure, publish, seconds_per_step
+from learning import FULL, GROUPS, clips, seconds_per_step, trained
 from learning_arms import Arm
-from learning_measure import features, target_of
-from learning_report import show
-from learning_store import arm_folder, identity, result_file, save
+from learning_figure import front_figure
+from learning_measure import features
+from learning_report import collect, show
+from learning_store import finished, identity, result_file, save
 
 from polyspace.data.clip_source import MemoryClips
 from polyspace.data.moving import MovingClips
-from polyspace.train.checkpoint import load_checkpoint
-from polyspace.train.engine import PlainEngine
-from polyspace.train.optim import build_adamw
+from polyspace.models.vjepa.vit import HNetViT, TubeletViT
 from polyspace.utils.checkpoint_io import read_json, write_json
 from polyspace.utils.log import say
 
 
-def encode_ms(arm: Arm, folder: Path, video: MovingClips) -> float:
-    """CPU time of a clip's encoding by the arm's last state."""
-    phase = build(arm, 1, 0)
-    if load_checkpoint(folder, PlainEngine(phase, build_adamw(phase, 1e-3, 0.0), torch.device("cpu"))) is None:
-        raise SystemExit(f"{folder} holds no state; train the arm with bench/learning.py first")
-    encoder = target_of(phase.eval())
+def encode_ms(encoder: HNetViT | TubeletViT, video: MovingClips) -> float:
+    """CPU time of a clip."""
     features(encoder, replace(video, video=video.video[:100], label=video.label[:100]))
     start = time.process_time()
     features(encoder, video)
     return 1e3 * (time.process_time() - start) / len(video.label)
 
 
+def measured(name: str, arm: Arm, seed: int, args: argparse.Namespace) -> tuple[float, float]:
+    """ms of a clip's encoding by the arm's last state, and of training on one."""
+    encoder = trained(name, arm, seed, args)
+    if encoder is None:
+        raise SystemExit(f"{args.work} holds no state of {name} seed {seed}; train it with bench/learning.py first")
+    encode = encode_ms(encoder, clips(args.work, "validation"))
+    pretrain = clips(args.work, "pretrain")
+    train = seconds_per_step(arm, MemoryClips(pretrain.video, pretrain.label), seed)
+    return encode, 1e3 * train / arm.pretrain_config(1).batch
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--work", type=Path, default=Path("outputs/learning"))
-    parser.add_argument("--group", choices=GROUPS, default="front")
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--group", choices=[g for g in GROUPS if g not in FULL], default="front")
+    parser.add_argument("--seeds", type=int, default=3, help="so many are timed; costs of others are left out")
     parser.add_argument("--seconds", type=float, default=1200.0, help="as given to learning.py")
     parser.add_argument("--steps", type=int, help="as given to learning.py")
     parser.add_argument("--rounds", type=int, default=3)
     args = parser.parse_args()
-    args.only, args.jobs = None, 1
     torch.set_num_threads(1)
-    seen = clips(args.work, "validation")
-    pretrain = clips(args.work, "pretrain")
-    source = MemoryClips(pretrain.video, pretrain.label)
-    files: dict[tuple[str, int], dict[str, Any]] = {}
-    for name, arm in GROUPS[args.group].items():
-        for seed in range(min(args.seeds, arm.seeds)):
-            file = result_file(args.work, name, identity(arm, args), seed)
-            if file.is_file() and arm.pretrain is not None:
-                files[name, seed] = read_json(file)
-    spent: dict[tuple[str, int], list[tuple[float, float]]] = {key: [] for key in files}
+    arms, timed = GROUPS[args.group], args.seeds
+    args.seeds = max(arm.seeds for arm in arms.values())
+    spent: dict[tuple[str, int], list[tuple[float, float]]] = {
+        (name, result["seed"]): [] for name, results in finished(arms, args).items() for result in results
+    }
     for _ in range(args.rounds):
-        for name, seed in files:
-            arm = GROUPS[args.group][name]
-            encode = encode_ms(arm, arm_folder(args.work, name, identity(arm, args), seed), seen)
-            train = 1e3 * seconds_per_step(arm, source, seed) / arm.pretrain_config(1).batch
-            spent[name, seed].append((encode, train))
-            say(f"{name} seed {seed}: {encode:.1f} ms to encode, {train:.1f} ms to train")
-    for key, result in files.items():
-        encode, train = (min(values) for values in zip(*spent[key], strict=True))
-        save(args.work, result | {"encode_ms": encode, "train_ms": train, "clips_per_s": 1e3 / train})
-    costs = {"command": " ".join(["python", *sys.argv]), "rounds": args.rounds}
-    about = read_json(args.out) | {"arms": publish(args.group, {}, args)["arms"], "costs": costs}
+        for (name, seed), costs in spent.items():
+            if seed < timed:
+                costs.append(measured(name, arms[name], seed, args))
+                say(f"{name} seed {seed}: {costs[-1][0]:.1f} ms to encode, {costs[-1][1]:.1f} ms to train")
+    for (name, seed), costs in spent.items():
+        result = read_json(result_file(args.work, name, identity(arms[name], args), seed))
+        encode, train = (min(values) for values in zip(*costs, strict=True)) if costs else (None, None)
+        save(args.work, result | {"encode_ms": encode, "train_ms": train, "clips_per_s": train and 1e3 / train})
+    about = read_json(args.out) | {"arms": collect(finished(arms, args), ())}
+    about |= {"costs": {"command": " ".join(["python", *sys.argv]), "rounds": args.rounds}}
     write_json(args.out, about)
     show(about["arms"])
     if args.group == "front":

@@ -111,7 +111,7 @@ def front_table(about: Json) -> list[str]:
     said += f"By the {clips} clips alone an accuracy is known to ±{half:.3f} at worst, and seeds add to that."
     if costs := about.get("costs"):
         said += f" Costs: `{costs['command']}`, the least CPU time of {costs['rounds']} turns, one arm after another."
-        said += f" {costs['note']}" if "note" in costs else ""
+        said += " Not all seeds were timed." if any(None in arm["encode_ms"] for arm in arms.values()) else ""
     return [*how(about), *measures(arms, FRONT, "variant"), "", said]
 
 

@@ -1,5 +1,6 @@
 """A video file opened by FFmpeg: its best stream under limits, and an index of its packets where it can be trusted."""
 
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,24 +38,25 @@ def open_video(path: str, threads: int = 1) -> tuple[Any, Any]:
 
     if not Path(path).is_file():
         raise VideoError(path, "no such file")
-    try:
-        file = av.open(path, metadata_errors="replace", stream_options=_LIMITS)
-    except (av.FFmpegError, OSError, ValueError) as error:
-        raise VideoError(path, f"cannot be opened ({reason(error)})") from error
-    try:
-        return file, _best_stream(file, path, threads)
-    except BaseException:
-        file.close()
-        raise
+    with ExitStack() as closing:
+        try:
+            file = closing.enter_context(av.open(path, metadata_errors="replace", stream_options=_LIMITS))
+            stream = _best_stream(file, path)
+        except VideoError:  # a ValueError too
+            raise
+        except (av.FFmpegError, OSError, ValueError) as error:
+            raise VideoError(path, f"cannot be opened ({reason(error)})") from error
+        stream.codec_context.options = _LIMITS[0]
+        stream.thread_count = threads
+        stream.thread_type = "AUTO" if threads != 1 else "NONE"
+        closing.pop_all()  # whoever asked closes it
+    return file, stream
 
 
-def _best_stream(file: Any, path: str, threads: int) -> Any:
+def _best_stream(file: Any, path: str) -> Any:
     import av
 
-    try:
-        stream = file.streams.best("video")
-    except (av.FFmpegError, OSError, ValueError) as error:
-        raise VideoError(path, f"cannot be opened ({reason(error)})") from error
+    stream = file.streams.best("video")
     if stream is None:
         raise VideoError(path, "no video stream")
     if stream.codec_context is None:
@@ -65,9 +67,6 @@ def _best_stream(file: Any, path: str, threads: int) -> Any:
             width, height = head.streams[stream.index].width, head.streams[stream.index].height
     if width * height > MAX_PIXELS:
         raise VideoError(path, f"absurd frame size {width}x{height}")
-    stream.codec_context.options = _LIMITS[0]
-    stream.thread_count = threads
-    stream.thread_type = "AUTO" if threads != 1 else "NONE"
     return stream
 
 

@@ -159,7 +159,7 @@ class SparseRouting(nn.Module):
         first = cast(NativeSparseAttention, self.blocks[0].attention)
         rows = None if first.is_dense(cells.grid) else first.lay_out(x, cells.grid, index, pad)
         for block in self.blocks:  # they all see the same cells
-            x = block(x, cells.grid, index, pad, rows is None, rows)
+            x = block(x, cells.grid, index, pad, None, rows)
         return torch.where(cells.valid[..., None], self.norm(x), 0)
 
     def blocks_of(self, cells: Cells, fine: Float[Tensor, "B V D"], whole: bool = False) -> Routing:

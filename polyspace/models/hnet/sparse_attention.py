@@ -73,6 +73,7 @@ class NativeSparseAttention(nn.Module):
         return self.out(self._sparse(q, k, v, gates, rows))
 
     def is_dense(self, grid: Grid) -> bool:
+        """Whether cells of a grid attend to all others, there being few."""
         return math.prod(grid) < self.sparse_from
 
     def lay_out(
